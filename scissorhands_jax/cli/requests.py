@@ -27,6 +27,7 @@ from scissorhands_jax.terminal import Console, Table, literal, say, write_line
 if TYPE_CHECKING:
     from scissorhands_jax.deletion import Subject
     from scissorhands_jax.deletion.audits import AuditPlan
+    from scissorhands_jax.deletion.judging import RunOutcome
 
 STATUS_CHANGED = 1
 """Exit status of `verify` that has found something."""
@@ -76,16 +77,41 @@ class SubjectOptions(LedgerOptions, ReadingOptions, DataFolderOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AddCommand(SubjectOptions, SettingsCommand):
+class DescribedSubjectOptions(SubjectOptions, SettingsCommand):
+    """A command about a ledger and its network, which also takes the network's options as NAME=VALUE."""
+
+    settings_of: ClassVar[str] = "MODEL"
+    choices: ClassVar[Mapping[str, str]] = choices.NETWORK_LINES
+    command: ClassVar[str]
+    """The command as it is written."""
+
+    model: Annotated[
+        str | None, Option("Name of the network: resnet20, resnet18, vgg16_bn, ...; needed once.", metavar="NAME")
+    ] = None
+
+    @classmethod
+    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
+        """The options of a network."""
+        return {"model_options.": network_settings(method)}
+
+    def subject(self) -> Subject:
+        """The network that the options and settings describe."""
+        if not self.settings:
+            return super().subject()
+        changes = network_changes(self.settings, self.command)
+        blank = config_lib.NetworkConfig(model="", dataset="")
+        return dataclasses.replace(super().subject(), model_options=config_lib.override(blank, changes).model_options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddCommand(DescribedSubjectOptions):
     """Add a deletion request; the first one creates the ledger.
 
     Options of the network follow as NAME=VALUE, e.g. model_options.normalize=fixed; `--help-settings MODEL` lists them.
     They are needed once, and so is what says how the network's file is read.
     """
 
-    settings_of: ClassVar[str] = "MODEL"
-    choices: ClassVar[Mapping[str, str]] = choices.NETWORK_LINES
-
+    command: ClassVar[str] = "request add"
     example: ClassVar[str] = (
         'request add --ledger ledger --requester "A. Person" --forget indices:mine.txt --weights net.th '
         "--model resnet20 --dataset cifar10 --data-dir data"
@@ -102,9 +128,6 @@ class AddCommand(SubjectOptions, SettingsCommand):
         Option("The day by which it has to be done, e.g. 2026-12-31. Default: in 30 days.", metavar="DATE", group=RARE),
     ] = None
     seed: Annotated[int, Option("Seed of a random forget set.", metavar="N", group=RARE)] = 0
-    model: Annotated[
-        str | None, Option("Name of the network: resnet20, resnet18, vgg16_bn, ...; needed once.", metavar="NAME")
-    ] = None
     trained_on: Annotated[
         str | None,
         Option(
@@ -114,19 +137,6 @@ class AddCommand(SubjectOptions, SettingsCommand):
             group=RARE,
         ),
     ] = None
-
-    @classmethod
-    def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
-        """The options of a network."""
-        return {"model_options.": network_settings(method)}
-
-    def subject(self) -> Subject:
-        """The network that the options and settings describe."""
-        if not self.settings:
-            return super().subject()
-        changes = network_changes(self.settings, "request add")
-        blank = config_lib.NetworkConfig(model="", dataset="")
-        return dataclasses.replace(super().subject(), model_options=config_lib.override(blank, changes).model_options)
 
     def run(self, console: Console) -> None:
         from scissorhands_jax import deletion
@@ -283,20 +293,25 @@ class ServeCommand(LongCommand, SubjectOptions, MethodOptions):
             subject=self.subject(),
             keys=self.keys,
             audit=plan,
+            on_outcome=self._tell,
             console=console,
         )
-        for outcome in outcomes:
-            numbers = ", ".join(map(str, outcome.requests))
-            noun = "request" if len(outcome.requests) == 1 else "requests"
-            write_line(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}")
-            for reason in outcome.verdict.reasons:
-                write_line(f"  {reason}")
-            if outcome.verdict.answer == RETRAIN:
-                advice = "longer training" if self.method_name == "retrain" else "--again with other settings"
-                write_line(f"  what serves them: --method retrain, or {advice}")
         if not outcomes:
             write_line(f"no request is open (`--again` takes up those that were answered with `{RETRAIN}`)")
         return STATUS_RETRAIN if any(outcome.verdict.answer == RETRAIN for outcome in outcomes) else 0
+
+    def _tell(self, outcome: RunOutcome) -> None:
+        """Prints the outcome of a run, which stands whatever becomes of a later one."""
+        from scissorhands_jax.deletion.entries import RETRAIN
+
+        numbers = ", ".join(map(str, outcome.requests))
+        noun = "request" if len(outcome.requests) == 1 else "requests"
+        write_line(f"{noun} {numbers}: {outcome.verdict.answer}; record {outcome.record}")
+        for reason in outcome.verdict.reasons:
+            write_line(f"  {reason}")
+        if outcome.verdict.answer == RETRAIN:
+            advice = "longer training" if self.method_name == "retrain" else "--again with other settings"
+            write_line(f"  what serves them: --method retrain, or {advice}")
 
     def _audit_plan(self, training: list[str]) -> AuditPlan | None:
         """How the method is audited on the examples of the requests; None if it is not."""
@@ -316,7 +331,7 @@ class DiscardCommand(LedgerOptions):
     """Remove the folder of a run whose network is no longer in use, and say so in the ledger.
 
     Such a network may know what later runs have made its successors forget. The record of the run stays. A run that was
-    stopped and cannot be finished is given up, and its requests are open again.
+    stopped and cannot be finished is given up, and its requests are in the state that they had before it.
     """
 
     example: ClassVar[str] = "request discard --ledger ledger --number 1"
@@ -353,7 +368,14 @@ class UntrustCommand(LedgerOptions):
 
     example: ClassVar[str] = "request untrust --ledger ledger auditor_public.pem"
 
-    key: Annotated[Path, Option("File with the auditor's public key.", flag="key", metavar="PEM")]
+    key: Annotated[
+        str,
+        Option(
+            "File with the auditor's public key, or the key as `request list` shows it: 64 hexadecimal digits.",
+            flag="key",
+            metavar="KEY",
+        ),
+    ]
 
     def run(self, console: Console) -> None:
         from scissorhands_jax.deletion.trust import untrust_key
@@ -362,12 +384,15 @@ class UntrustCommand(LedgerOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyCommand(LongCommand, SubjectOptions):
+class VerifyCommand(LongCommand, DescribedSubjectOptions):
     """Look for any change in the ledger, the records and the networks.
 
-    The exit status is 1 if something was changed, or if the ledger was not signed with the key that you name.
+    The exit status is 1 if something was changed, or if the ledger was not signed with the key that you name. An
+    auditor's copy does not say how the original is read: while that is in use, options of the network follow as
+    NAME=VALUE, as for `request add`.
     """
 
+    command: ClassVar[str] = "request verify"
     example: ClassVar[str] = "request verify --ledger ledger --public public_key.pem"
 
     head: Annotated[

@@ -54,6 +54,8 @@ def _foreign_in(folder: Path, allowed: Contents, known: Collection[Path]) -> Ite
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
+    except FileNotFoundError:  # Another process has just removed it.
+        return
     except OSError as error:
         yield f"the folder {folder} cannot be read: {error.strerror}; make it readable and verify again"
         return

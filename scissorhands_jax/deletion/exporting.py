@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from scissorhands_jax import files
@@ -35,16 +36,15 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
       The head of the copy.
 
     Raises:
-      InputError: There is something at `out` already, or it lies in the ledger.
+      InputError: There is something at `out` already, or appears there meanwhile and stays; or `out` lies in the
+        ledger.
       LedgerError: The ledger cannot be read, or was changed.
       OSError: A file is missing or cannot be written.
     """
     if Path(os.path.realpath(folder)) in Path(os.path.realpath(out)).parents:
         raise InputError(f"{out} lies in the ledger, whose folder holds nothing else; name a folder elsewhere")
     files.remove_leftovers_of(out)  # An export that was killed leaves half a copy there.
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already; name a folder that does not")
-    with Ledger(folder, keys) as book, book.sole_run(), files.new_folder(out) as place:
+    with Ledger(folder, keys) as book, book.sole_run(), _new_copy(out) as place:
         place.mkdir()
         head = _copy_rows(book, place / DATABASE_FILE)
         recorded = [entry.run for entry in book.entries(RunRecorded)]
@@ -58,6 +58,19 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
         for path in kept:
             files.copy_file(path, place / path.relative_to(folder))
     return head
+
+
+@contextlib.contextmanager
+def _new_copy(out: Path) -> Iterator[Path]:
+    """Makes the folder of a copy with `files.new_folder`, and touches nothing that is there before or appears since."""
+    message = f"{out} exists already; name a folder that does not"
+    if os.path.lexists(out):
+        raise InputError(message)
+    try:
+        with files.new_folder(out, replace=False) as place:
+            yield place
+    except FileExistsError as error:
+        raise InputError(message) from error
 
 
 def _copy_rows(book: Ledger, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from scissorhands_jax.deletion import signing
@@ -44,12 +45,12 @@ def trust_key(folder: Path, public: Path, *, keys: Path | None = None) -> str:
     return key
 
 
-def untrust_key(folder: Path, public: Path, *, keys: Path | None = None) -> str:
+def untrust_key(folder: Path, public: Path | str, *, keys: Path | None = None) -> str:
     """Lets a ledger take no more audits of an auditor. Records of earlier runs stay, and name the key.
 
     Args:
       folder: The folder of the ledger.
-      public: The file with the public key, in PEM form.
+      public: The file with the public key, in PEM form; or the key as 64 hexadecimal digits, where the file is lost.
       keys: The folder of the ledger's keys. The default is the folder `keys` in the ledger's folder.
 
     Returns:
@@ -59,9 +60,13 @@ def untrust_key(folder: Path, public: Path, *, keys: Path | None = None) -> str:
       InputError: The key is not trusted.
       LedgerError: The key cannot be read, or the ledger cannot be used or written.
     """
-    key = signing.read_public(public)
+    is_written_out = re.fullmatch("[0-9a-f]{64}", str(public)) is not None
+    key = str(public) if is_written_out else signing.read_public(Path(public))
     with Ledger(folder, keys) as book:
         if key not in trusted_keys(book):
-            raise InputError(f"the key in {public} is not trusted; `scissorhands request list` shows those that are")
+            raise InputError(
+                f"the key {'' if is_written_out else 'in '}{public} is not trusted; `scissorhands request list` shows "
+                "those that are"
+            )
         book.append(KeyUntrusted(key=key))
     return key

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scissorhands_jax.deletion.contents import Contents
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunFailed, RunRecorded, RunStarted
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
 from scissorhands_jax.deletion.recorded_runs import (
+    being_erased,
     changed,
     expected_files,
     file_problems,
@@ -38,7 +40,7 @@ from scissorhands_jax.deletion.tidying import (
     positions_file,
     unfinished_run,
 )
-from scissorhands_jax.errors import InputError, LedgerError
+from scissorhands_jax.errors import CheckpointError, InputError, LedgerError, WeightsError
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
 from scissorhands_jax.jobs.evaluating import evaluate_network
@@ -99,9 +101,17 @@ def verify_ledger(
       else has signed looks like that.
 
     Raises:
+      InputError: `head` is no head, or `subject` says what it cannot or must not say. Or nothing was changed as far as
+        it was verified, and the network in use could not be: its data or the original cannot be found where they are
+        said to be, or do not fit together.
       LedgerError: The file `public` holds no public key, so nothing can be said about the ledger.
     """
     subject = subject or Subject()
+    if head is not None and re.fullmatch("[0-9a-f]{64}", head) is None:
+        raise InputError(
+            "a head is 64 hexadecimal digits in lower case, as `scissorhands request verify` prints it; "
+            f"got {head[:100]!r}"
+        )
     if public is not None:
         signing.read_public(public)
     try:
@@ -125,7 +135,7 @@ def verify_ledger(
         stopped = unfinished_run(book)
         if stopped is not None:
             _note(console, f"run {stopped.run} has not ended, so nothing that it has left so far was verified")
-        found += _record_problems(book, hashes)
+        found += _settled(book, lambda: _record_problems(book, hashes, console))
         found += _public_key_problems(folder, book.public, needed=bool(hashes))
         if book.secrets is None:
             _note(console, _OF_A_COPY if book.is_copy else _WITHOUT_SECRET)
@@ -137,13 +147,23 @@ def verify_ledger(
         elif evaluate and current is not None and book.is_copy and not subject.dataset:
             _note(console, _WITHOUT_DATA)
         elif current is None or (evaluate and not found):
-            wrong = (
-                _original_problems(book, subject) if current is None else _evaluated(book, current, subject, console)
-            )
-            if run_in_use(book) == current:
-                found += wrong
-            else:  # It was looked at in part as what it was, and in part as what it is now.
+            wrong: list[str] = []
+            failure: InputError | None = None
+            try:
+                if current is None:
+                    wrong = _original_problems(book, subject)
+                else:
+                    wrong = _evaluated(book, current, subject, console)
+            except InputError as error:
+                failure = error
+            if run_in_use(book) != current:  # It was looked at in part as what it was, and in part as what it is now.
                 _note(console, "a run has ended meanwhile, so the network in use was not verified; verify again")
+            elif failure is None:
+                found += wrong
+            elif found:
+                _note(console, f"the network in use was not verified: {failure}")
+            else:
+                raise failure
         for line in lineage.attention_lines(book):
             _note(console, line)
         return found, events[-1].hash
@@ -170,14 +190,31 @@ def _note(console: Console, text: str) -> None:
     say(console, f"note: {text}")
 
 
-def _record_problems(book: Ledger, hashes: Mapping[int, str]) -> list[str]:
+def _settled(book: Ledger, look: Callable[[], list[str]]) -> list[str]:
+    """Looks at files until no row was added meanwhile by a process that has changed them."""
+    while True:
+        head = book.head
+        found = look()
+        if not found or book.head == head:
+            return found
+
+
+def _record_problems(book: Ledger, hashes: Mapping[int, str], console: Console) -> list[str]:
     """Describes what is wrong with a ledger's records, their pages, and the folders of their runs.
 
     Args:
       book: The ledger.
       hashes: The hashes of the records that the ledger holds, by their numbers in the order of the history.
+      console: Where to note that files were left out, because an erasure is removing them.
     """
     folder, public = book.folder, book.public
+    erasing = being_erased(book)
+    if erasing:
+        _note(
+            console,
+            "a request is being erased, so of the folders of runs only the networks were verified; verify again when "
+            "that has ended",
+        )
     found = []
     previous = CHAIN_START
     for number, expected in hashes.items():
@@ -195,7 +232,8 @@ def _record_problems(book: Ledger, hashes: Mapping[int, str]) -> list[str]:
         else:
             found += _page_problems(records.record_page_path(folder, number), record)
             found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
-            found += file_problems(book, record) or identity_problems(book, record)
+            only = record.files.network if erasing else None
+            found += file_problems(book, record, only) or ([] if erasing else identity_problems(book, record))
         previous = expected
     return found
 
@@ -259,10 +297,11 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
         expected.add(folder / files.LOCK_FILE)
     if _are_own(book, keys):
         expected |= {keys / name for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
-    expected |= set(past_files(folder).values())
     numbers = [entry.run for entry in book.entries(RunRecorded)]
     working: set[Path] = set()
-    stopped = unfinished_run(book)
+    stopped = None if book.is_copy else unfinished_run(book)
+    if not book.is_copy:
+        expected |= set(past_files(folder).values())
     if stopped is not None:
         numbers.append(stopped.run)
         working |= {records.run_folder(folder, stopped.run), audit_work_folder(folder, stopped.run)}
@@ -272,8 +311,11 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
         run_folder = records.run_folder(folder, run)
         try:
             listed = expected_files(book, records.read_record(records.record_path(folder, run), book.public)[0])
-        except LedgerError:
-            working.add(run_folder)  # The record is named elsewhere, and what it lists is not known.
+        except LedgerError:  # The record is named elsewhere, and what it lists is not known.
+            if book.is_copy:
+                expected.add(run_folder / WEIGHTS_FILE)
+            else:
+                working.add(run_folder)
         else:
             expected |= {run_folder / name for name in (*listed.network, *listed.other)}
     folders = frozenset({folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER})
@@ -313,26 +355,46 @@ def _list_problems(book: Ledger, file: Path, expected: str) -> list[str]:
 
 
 def _original_problems(book: Ledger, subject: Subject) -> list[str]:
-    """Compares the weights of the original network with their hash."""
-    about = book.about
-    place = subject.weights or subject.checkpoint or about.weights or about.checkpoint
+    """Compares the weights of the original network with their hash.
+
+    Raises:
+      InputError: What was named is not there or does not fit together, or nothing says how an auditor is to read it.
+    """
+    about, config = book.about, config_in_use(book, subject)
+    splits = datasets.load(config.dataset, config.data_dir)
+    named = subject.weights or subject.checkpoint
+    place = named or about.weights or about.checkpoint
     try:
-        config = config_in_use(book, subject)
-        network = read_network(config, datasets.load(config.dataset, config.data_dir))
-    except InputError as error:
-        return [f"the original network in {place} cannot be read: {error}"]
+        network = read_network(config, splits)
+    except (WeightsError, CheckpointError) as error:
+        message = f"the original network in {place} cannot be read: {error}"
+        if book.is_copy or (named is not None and not Path(named).exists()):
+            raise InputError(message) from error
+        return [message]
     if hashing.network_sha256(network.params, network.model_state) != about.network:
         return [changed(str(place), ": it is not the network that the ledger was begun with")]
     return []
 
 
 def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -> list[str]:
-    """Evaluates the network in use again. Counts may differ a little, because another machine rounds differently."""
+    """Evaluates the network in use again. Counts may differ a little, because another machine rounds differently.
+
+    Its files are as they were signed. Whether the one that auditors get holds the network that the record names, and
+    not another one that was put there before it was signed, shows in its numbers.
+
+    Raises:
+      InputError: The data cannot be found where they are said to be, or do not fit the network.
+    """
     record, _ = records.read_record(records.record_path(book.folder, current), book.public)
     try:
-        numbers = evaluate_network(_config_to_evaluate(book, record, subject), console=console).numbers
+        config = _config_to_evaluate(book, record, subject)
+        file = records.run_folder(book.folder, current) / WEIGHTS_FILE
+        held = read_network(_of_file(config, file), datasets.load(config.dataset, config.data_dir))
+        if hashing.network_sha256(held.params, held.model_state) != record.network.after:
+            return [f"{file} holds another network than run {current} has made; put no trust in that file"]
+        numbers = evaluate_network(config, console=console).numbers
     except InputError as error:
-        return [f"the network of run {current} cannot be evaluated: {error}"]
+        raise InputError(f"the network of run {current} cannot be evaluated: {error}") from error
     measured = record.metrics["after"]
     expected = {name: (measured[name].count, measured[name].of) for name in ("forget", "retain", "test")}
     if "num_forget" not in numbers:
@@ -359,19 +421,22 @@ def _config_to_evaluate(book: Ledger, record: Record, subject: Subject) -> Netwo
     In an auditor's copy, and after an erasure, it names the file of the network instead of the run, so that only the
     test set is evaluated: what was forgotten is not known, or is not all that the record has counted.
     """
-    weights = str(records.run_folder(book.folder, record.number) / WEIGHTS_FILE)
+    file = records.run_folder(book.folder, record.number) / WEIGHTS_FILE
     if book.is_copy:
         return NetworkConfig(
             model=book.about.model,
             model_options=_with_numbers(record.configuration.get("model_options", {})),
-            weights=weights,
+            weights=str(file),
             dataset=subject.dataset or "",
             data_dir=subject.data_dir,
         )
     config = config_in_use(book, subject)
-    if files_left(book, record.number) is None:
-        return config
-    return dataclasses.replace(config, checkpoint=None, weights=weights, trained_on=None)
+    return config if files_left(book, record.number) is None else _of_file(config, file)
+
+
+def _of_file(config: NetworkConfig, file: Path) -> NetworkConfig:
+    """Returns the configuration of the same network, read from its file."""
+    return dataclasses.replace(config, checkpoint=None, weights=str(file), trained_on=None, check=None)
 
 
 def _with_numbers(value: Any) -> Any:

@@ -161,7 +161,7 @@ def test_all_settings_of_all_commands_are_documented_also_the_keys_of_departures
     assert "departures.margin" in listed
 
 
-@pytest.mark.parametrize("name", ["unlearn", "plan", "tune", "evaluate", "request add"])
+@pytest.mark.parametrize("name", ["unlearn", "plan", "tune", "evaluate", "request add", "request verify"])
 def test_every_command_that_reads_a_network_is_told_all_about_it(name):
     command = cli.COMMANDS[name]
     flags = {"--model", "--layout", "--prefix", "--rename", "--ema", "--no-ema", "--check"}

@@ -101,6 +101,25 @@ def test_what_stands_in_the_place_of_a_file_is_named(book_folder, tmp_path, kind
     assert verified(book_folder, "--quick", capsys=capsys) == []
 
 
+def test_a_pipe_in_the_place_of_the_lock_is_named_and_not_waited_for(book_folder, capsys):
+    os.mkfifo(book_folder / ".lock")
+    (found,) = verified(book_folder, "--quick", capsys=capsys)
+    assert f"{book_folder / '.lock'} is a pipe" in found
+
+
+def test_a_folder_that_is_removed_meanwhile_is_not_named(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    whole = os.scandir
+
+    def overtaken(path):
+        if path == tmp_path / "checkpoints":
+            path.rmdir()
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", overtaken)
+    assert contents.foreign(tmp_path, Contents(frozenset())) == []
+
+
 def test_a_folder_that_is_a_link_is_named(book_folder, tmp_path, capsys):
     for name in ("records", "runs", "runs/000001", "runs/000001/network", "keys"):
         path, kept = book_folder / name, tmp_path / "kept"

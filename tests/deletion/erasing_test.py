@@ -153,6 +153,32 @@ def test_what_was_forgotten_stays_forgotten(spoiled, capsys):
     assert "(erased)" in listed_people
 
 
+def test_what_was_erased_does_not_count_as_never_seen(spoiled):
+    """No list names it any more, and a loss on it would say nothing of examples that the network never saw."""
+    deletion.erase(spoiled, 2)
+    ask(spoiled.parent, "Fourth Person", 170)
+    settings = METHODS["scissorhands"](epochs=1, batch_size=64, ceiling="held-out")
+    with pytest.raises(InputError, match="since a served request was erased no list says which these are"):
+        deletion.run(spoiled, settings, method="scissorhands", console=Console(quiet=True))
+
+
+def test_an_erasure_that_is_going_on_is_no_change(spoiled, monkeypatch, capsys):
+    seen = []
+
+    def watched(path, remove=files.remove):
+        remove(path)
+        if not seen:
+            seen.append(command("verify", "--ledger", spoiled, "--quick"))
+
+    monkeypatch.setattr(erasing.files, "remove", watched)
+    deletion.erase(spoiled, 2)
+    captured = capsys.readouterr()
+    assert (seen, "CHANGED" in captured.out) == ([0], False)
+    assert "a request is being erased, so of the folders of runs only the networks were verified" in " ".join(
+        captured.err.split()
+    )
+
+
 def test_an_open_request_for_the_same_examples_is_covered(spoiled, capsys):
     with Ledger(spoiled) as book:
         rows = book.examples(2)[:1]

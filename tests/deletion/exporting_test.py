@@ -4,12 +4,14 @@ import random
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
-from scissorhands_jax import deletion, hashing, torch_weights
-from scissorhands_jax.deletion import ledger, records, signing
+from scissorhands_jax import deletion, hashing, models, torch_weights
+from scissorhands_jax.deletion import exporting, ledger, records, signing
 from scissorhands_jax.deletion.ledger import Ledger
 from tests.deletion.commands import QUICK, command, error_of, verified
+from tests.deletion.samples import started
 from tests.deletion.spoiling import by_hand, changes_of, everything, flipped, holding, remove_journals, unguarded
 
 
@@ -146,6 +148,8 @@ def test_a_changed_byte_of_the_database_is_found_or_changes_nothing_that_is_read
         (lambda f: shutil.rmtree(f / "runs"), "the folder .* is missing"),
         (lambda f: (f / "records/000002.json").unlink(), "000002.json is missing"),
         (lambda f: (f / "names.txt").write_text("B. Person"), "names.txt is not a part"),
+        (lambda f: (f / "trained_on.txt").write_text("0\n"), "trained_on.txt is not a part"),
+        (lambda f: (f / "forgotten_before.txt").write_text("0\n"), "forgotten_before.txt is not a part"),
     ],
 )
 def test_other_changes_are_found_too(copy, change, words, capsys):
@@ -154,6 +158,52 @@ def test_other_changes_are_found_too(copy, change, words, capsys):
     change(copy)
     found = verified(copy, capsys=capsys)
     assert any(re.search(words, line) for line in found), found
+
+
+def test_nothing_of_a_run_that_was_stopped_is_a_part_of_a_copy(book_folder, tmp_path, capsys):
+    with Ledger(book_folder) as book:
+        book.append(started(3, 3))
+    deletion.export(book_folder, tmp_path / "copy")
+    assert verified(tmp_path / "copy", capsys=capsys) == []
+    for name in ("000003.txt", "000003/run.json", "000003.audit/one"):
+        path = tmp_path / "copy" / "runs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("4\n5\n")
+        assert any(f"{path} is not a part" in line for line in verified(tmp_path / "copy", capsys=capsys))
+
+
+def test_what_appears_in_its_place_meanwhile_stays(served, tmp_path, monkeypatch, capsys):
+    whole = exporting._copy_rows
+
+    def overtaken(*arguments):
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy" / "thesis.txt").write_text("mine")
+        return whole(*arguments)
+
+    monkeypatch.setattr(exporting, "_copy_rows", overtaken)
+    assert command("export", "--ledger", served, "--out", tmp_path / "copy") == 2
+    assert "exists already; name a folder that does not" in error_of(capsys)
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["thesis.txt"]
+
+
+def test_an_original_is_verified_as_it_is_described(served, tmp_path, capsys):
+    """The copy does not say how its file is read, and what is not said is no change."""
+    model = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(5,))
+    arrays = torch_weights.to_state_dict(*model.init(jax.random.key(0)))
+    twice = {f"{prefix}.{name}": array for prefix in ("student", "teacher") for name, array in arrays.items()}
+    torch_weights.write_safetensors(tmp_path / "twice.safetensors", twice)
+    (tmp_path / "nine").write_text("9\n")
+    known = ["--weights", tmp_path / "twice.safetensors", "--dataset", f"npz:{served.parent / 'data.npz'}"]
+    described = ["--prefix", "teacher.", "model_options.hidden=[5]"]
+    asked = ["--model", "mlp", "--forget", f"indices:{tmp_path / 'nine'}", "--requester", "A"]
+    assert command("add", "--ledger", tmp_path / "new", *known, *described, *asked) == 0
+    deletion.export(tmp_path / "new", tmp_path / "copy")
+    assert verified(tmp_path / "copy", *known, *described, capsys=capsys) == []
+    for words in (known[:2], known, [*known, *described[:2]]):
+        assert command("verify", "--ledger", tmp_path / "copy", *words) == 2
+        assert "CHANGED" not in capsys.readouterr().out
+    other = [*known, "--prefix", "student.", "model_options.hidden=[5]"]
+    assert verified(tmp_path / "copy", *other, capsys=capsys) == [], "the same numbers by other names"
 
 
 def test_a_copy_that_was_signed_by_another_key_is_found_with_the_right_one(served, copy, tmp_path, capsys):

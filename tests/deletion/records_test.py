@@ -48,6 +48,21 @@ def test_a_record_that_could_not_be_read_again_is_not_written(served, tmp_path, 
     assert not statements.envelope_path(tmp_path, 1).exists()
 
 
+def test_a_file_that_is_removed_meanwhile_is_not_among_those_of_a_run(tmp_path, monkeypatch):
+    for name in ("network.safetensors", "run.json", "report.html"):
+        (tmp_path / name).write_text(name)
+    whole = hashing.file_sha256
+
+    def overtaken(path):
+        (tmp_path / "report.html").unlink(missing_ok=True)
+        return whole(path)
+
+    monkeypatch.setattr(hashing, "file_sha256", overtaken)
+    (tmp_path / "network.safetensors").rename(tmp_path / "about.safetensors")  # comes first
+    found = records.run_files(tmp_path, "0" * 64, erased=True)
+    assert set(found.other) == {"about.safetensors", "run.json"}
+
+
 def test_a_record_is_read_only_as_it_was_signed(served, tmp_path):
     keys, path = signing.read_keys(served / "keys"), tmp_path / "record.json"
     envelope = json.loads(records.record_path(served, 1).read_text())

@@ -200,9 +200,45 @@ def test_a_changed_original_is_found_while_it_is_in_use(begun, tmp_path, capsys)
     file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])  # of the last number
     (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
     assert f"{file} was changed" in found
-    file.unlink()
+    file.write_bytes(whole[:-2])
     (found,) = verified(begun, "--quick", "--weights", file, capsys=capsys)
     assert f"the original network in {file} cannot be read" in found
+
+
+def test_what_cannot_be_found_where_it_is_said_to_be_is_no_change(served, begun, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    for words, message in (
+        ([begun, "--weights", nowhere], f"the original network in {nowhere} cannot be read"),
+        ([begun, "--dataset", f"npz:{nowhere}"], "nowhere"),
+        ([served, "--dataset", f"npz:{nowhere}"], "the network of run 1 cannot be evaluated"),
+        ([served, "--head", "A" * 64], "a head is 64 hexadecimal digits in lower case"),
+        ([served, "--head", "a" * 63], "a head is 64 hexadecimal digits in lower case"),
+    ):
+        assert command("verify", "--ledger", *words) == 2, words
+        assert message in error_of(capsys)
+
+
+def test_what_cannot_be_found_hides_no_change(begun, tmp_path, capsys):
+    folder = shutil.copytree(begun, tmp_path / "ledger")
+    (folder / "extra").touch()
+    (found,) = verified(folder, "--dataset", f"npz:{tmp_path / 'nowhere'}", capsys=capsys)
+    assert f"{folder / 'extra'} is not a part" in found
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_file_of_another_network_than_the_record_names_is_found_although_it_was_signed(
+    served, book_folder, tmp_path, is_copy, monkeypatch, capsys
+):
+    """Such as by an earlier version, which signed whatever was there when a run had ended."""
+    folder, words = book_folder, []
+    if is_copy:
+        folder, words = tmp_path / "copy", ["--dataset", f"npz:{served.parent / 'data.npz'}"]
+        deletion.export(book_folder, folder)
+    file = records.run_folder(folder, 1) / "network.safetensors"
+    shutil.copy(records.run_folder(served, 2) / file.name, file)
+    monkeypatch.setattr(verifying, "file_problems", lambda *_: [])
+    (found,) = verified(folder, *words, capsys=capsys)
+    assert f"{file} holds another network than run 1 has made" in found
 
 
 def test_a_run_that_ends_meanwhile_is_no_change_of_the_original(begun, tmp_path, monkeypatch, capsys):
