@@ -4,12 +4,12 @@ A description is JSON, the same in every process, without addresses. Two values 
 
 * What belongs to Python or to a library whose version is recorded (`reproducibility.LIBRARIES`) is described by its
   name.
-* Another function is described by its bytecode, its defaults, the values that it closes over, the global values that it
-  names, and what it may take from modules of your own, also those that it imports itself; another class by its
-  functions and values. What these refer to is described in the same way. Code that was installed with other packages
-  stands for itself: the global values that it names are left out.
+* Another function is described by its bytecode, its defaults, its attributes, the values that it closes over, the
+  global values that it names, and what it may take from modules of your own, also those that it imports itself; another
+  class by its functions and values. What these refer to is described in the same way. Code that was installed with
+  other packages stands for itself: its attributes and the global values that it names are left out.
 * An array is described by its type, its shape and the hash of its numbers, an object by its fields or by what `copy`
-  and `pickle` take from it.
+  and `pickle` take from it; one of a dataclass of your own by its fields and all other attributes.
 
 Bytecode differs between versions of Python, so that descriptions with code can only be compared within one version.
 """
@@ -45,6 +45,7 @@ _TYPE = "(type)"
 _MAX_DEPTH = 100
 _LONG = 100  # entries of a sequence of plain values above which it is described by a hash
 _PLAIN = (type(None), bool, int, float, str)
+_LINEN = ("_id", "_parent_ref", "_state", "scope")  # what Flax keeps in a module, which no other module has
 _MEMBERS = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)
 
 
@@ -220,6 +221,8 @@ class _Describer:
             for name, part in self._globals(value, names, place, seen).items():
                 # A closed-over variable may be called like a global one that the function names as an attribute.
                 found[f"{name} (global)" if name in found else name] = part
+            if attributes := {name: part for name, part in vars(value).items() if name != "__wrapped__"}:
+                found["(attributes)"] = self._parts(attributes.items(), place)
         return found if len(found) > 1 else found[_TYPE]
 
     def _globals(self, value: types.FunctionType, names: list[str], place: str, seen: set[int]) -> dict[str, Any]:
@@ -255,11 +258,13 @@ class _Describer:
 
     def _object(self, value: Any, place: str) -> Any:
         found = {_TYPE: self(type(value), place)}
+        is_own = _origin_of_module(type(value).__module__) == "own"
         if dataclasses.is_dataclass(value):
-            fields = [field.name for field in dataclasses.fields(value)]
-            return found | self._parts(((name, getattr(value, name, None)) for name in fields), place)
+            names = [field.name for field in dataclasses.fields(value)]
+            names += [name for name in _attributes(value) if name not in names] if is_own else []
+            return found | self._parts(((name, getattr(value, name, None)) for name in names), place)
         wrapped = getattr(value, "__wrapped__", None)
-        if callable(wrapped):  # made of a function by `jit`, `custom_vjp`, `cache` and the like
+        if callable(wrapped) and not is_own:  # made of a function by `jit`, `custom_vjp`, `cache` and the like
             attributes = getattr(value, "__dict__", {}).items()
             parts = ((name, part) for name, part in attributes if not name.startswith("_"))
             return found | {"(function)": self(wrapped, place)} | self._parts(parts, place)
@@ -278,7 +283,12 @@ class _Describer:
         arguments = arguments[1:] if make.__name__ == "__newobj__" else arguments
         found = {"(arguments)": self(arguments, place)} if arguments else {}
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-            found |= self._parts(part.items(), place) if isinstance(part, dict) else {"(state)": self(part, place)}
+            if isinstance(part, dict):
+                # What `functools.update_wrapper` copies from a function computes nothing.
+                kept = ((name, entry) for name, entry in part.items() if name not in functools.WRAPPER_ASSIGNMENTS)
+                found |= self._parts(kept, place)
+            else:
+                found["(state)"] = self(part, place)
         return found | {"(entries)": self([list(part) for part in entries if part is not None], place)}
 
 
@@ -316,6 +326,17 @@ def _own_identity(value: Any) -> Any:
         return getattr(value, IDENTITY, None)
     except Exception:  # Classes raise what they like.
         return None
+
+
+def _attributes(value: Any) -> list[str]:
+    """Returns the names of what an object holds, without what it only remembers of a `cached_property`."""
+    kind = type(value)
+    left_out = _LINEN if any(base.__module__ == "flax.linen.module" for base in kind.__mro__) else ()
+    return [
+        name
+        for name in sorted(getattr(value, "__dict__", {}))
+        if name not in left_out and not isinstance(getattr(kind, name, None), functools.cached_property)
+    ]
 
 
 def _is_generated(name: str, part: Any) -> bool:

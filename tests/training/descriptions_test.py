@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from scissorhands_jax.base import Method, Model, lift
 from scissorhands_jax.errors import InputError
@@ -201,6 +201,34 @@ class Slotted:
         self.weight = weight
 
 
+@dataclasses.dataclass
+class Derived:
+    """What it computes with is no field."""
+
+    weight: dataclasses.InitVar[float]
+
+    def __post_init__(self, weight):
+        self._table = np.full(2, weight)
+
+    @functools.cached_property
+    def total(self):
+        return self._table.sum()
+
+
+class Wrapping:
+    def __init__(self, function, weight):
+        functools.update_wrapper(self, function)
+        self._weight = weight
+
+
+def attributed(weight):
+    def loss(params, batch=None):
+        return loss.weight * params
+
+    loss.weight = weight
+    return loss
+
+
 PAIRS = {
     "lambdas of one line": (lambda x: x + 1, lambda x: x + 2),
     "constants of other types": (lambda x: x + 1, lambda x: x + 1.0),
@@ -226,6 +254,10 @@ PAIRS = {
     "functions that keep results": (functools.cache(closing_over(1.0)), functools.cache(closing_over(2.0))),
     "own derivatives": (jax.custom_vjp(closing_over(1.0)), jax.custom_vjp(closing_over(2.0))),
     "dataclasses": (Loss(1.0), Loss(2.0)),
+    "what a dataclass makes of its arguments": (Derived(1.0), Derived(2.0)),
+    "attributes of functions": (attributed(1.0), attributed(2.0)),
+    "own wrappers": (Wrapping(helped, 1.0), Wrapping(helped, 2.0)),
+    "functions in own wrappers": (Wrapping(helped, 1.0), Wrapping(using_a_global, 1.0)),
     "objects": (Plain(1.0), Plain(2.0)),
     "objects with slots": (Slotted(1.0), Slotted(2.0)),
     "bound methods": (Loss(1.0).__call__, Loss(2.0).__call__),
@@ -254,6 +286,21 @@ def test_what_differs_is_told_apart(kind):
     first, other = PAIRS[kind]
     assert described(first) != described(other)
     assert described(first) == described(first)
+
+
+class Linen(linen.Module):
+    width: int
+
+    def __post_init__(self):
+        self.doubled = 2 * self.width
+        super().__post_init__()
+
+
+def test_what_differs_between_equal_objects_does_not_count():
+    first, other = Derived(1.0), Derived(1.0)
+    assert first.total == 2.0
+    assert described(first) == described(other)
+    assert described(Linen(3)) == described(Linen(3)) != described(Linen(4))
 
 
 @pytest.mark.parametrize("members", [{"power": 3}, {"__call__": lambda self, params: params}, {"extra": 1}])
