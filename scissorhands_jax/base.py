@@ -212,12 +212,15 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_key(key: Key) -> None:
-    """Raises an error unless this is an array, as keys are.
+    """Raises an error unless this is a key, typed or as an array of uint32.
 
     Raises:
       InputError: It is something else, for instance a seed.
     """
-    if not hasattr(key, "dtype"):
+    dtype = getattr(key, "dtype", None)
+    if not (dtype == jnp.uint32 and jnp.ndim(key)) and (
+        dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    ):
         raise InputError(f"the key is {key!r:.40}; give one that jax.random.key(0) makes, with any seed")
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax.base import Batch, Data, Dataset, Key
-from scissorhands_jax.errors import InputError
-from scissorhands_jax.trees import path_name
+from scissorhands_jax.errors import InputError, check_whole
+from scissorhands_jax.trees import is_typed, path_name
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def size(dataset: Dataset) -> int:
     lengths = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
         shape = getattr(leaf, "shape", ())
-        if not shape or not _is_typed(leaf):
+        if not shape or not is_typed(leaf):
             raise InputError(
                 f"a data set has a {type(leaf).__name__} at {path_name(path) or 'its root'}; give arrays with one "
                 "entry for each example, as numpy.asarray makes them of lists and of tensors"
@@ -49,16 +49,6 @@ def size(dataset: Dataset) -> int:
             "give arrays with one entry for each example"
         )
     return lengths.pop() if lengths else 0
-
-
-def _is_typed(leaf: Any) -> bool:
-    """Says whether an array has a type of NumPy or JAX, as those of other libraries do not."""
-    try:
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            np.dtype(leaf.dtype)
-    except (TypeError, AttributeError):
-        return False
-    return True
 
 
 def check_values(data: Data) -> None:
@@ -384,8 +374,6 @@ def check_batch_size(batch_size: int) -> int:
     """Returns the batch size.
 
     Raises:
-      InputError: It is below 1.
+      InputError: It is below 1, or no whole number.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    return batch_size
+    return check_whole("batch_size", batch_size, 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -122,6 +124,26 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(f"{name} must be above 0, got {value}")
     if value == math.inf:
         raise InputError(f"{name} must be finite, got {value}")
+
+
+def check_whole(name: str, value: Any, least: int) -> int:
+    """Returns a whole number, as an int of Python.
+
+    Args:
+      name: The name of the setting, for the message.
+      value: The value that was given, of Python or another library.
+      least: The smallest value that is allowed.
+
+    Raises:
+      InputError: It is smaller, or no whole number, which a float is not either.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise InputError(f"{name} must be a whole number, got {value!r}; make an int of it") from error
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
+    return number
 
 
 def listed(names: Sequence[str], shown: int = 10) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, Metrics, ModelState, Params, PyTree, Scalar
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_whole
 
 
 class MeanFn(Protocol):
@@ -116,10 +116,9 @@ def check_microbatches(sizes: Iterable[int], parts: int) -> int:
       parts: The number of parts.
 
     Raises:
-      InputError: The number of parts is below 1, or does not divide the size of a batch.
+      InputError: The number of parts is below 1 or no whole number, or does not divide the size of a batch.
     """
-    if parts < 1:
-        raise InputError(f"microbatches must be at least 1, got {parts}")
+    parts = check_whole("microbatches", parts, 1)
     for size in sizes:
         if size % parts:
             raise InputError(

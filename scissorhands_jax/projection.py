@@ -37,7 +37,7 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
       The dual variables v, of shape (K,) and at least float32.
 
     Raises:
-      InputError: There are more than 10 constraints.
+      InputError: There are more than 10 constraints, or `gram` or `dots` is complex.
 
     >>> import jax.numpy as jnp
     >>> solve_dual(jnp.array([[4.0]]), jnp.array([2.0])).tolist()
@@ -50,6 +50,7 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
     if count > MAX_CONSTRAINTS:
         raise InputError(f"there are {count} constraint gradients to project against; give at most {MAX_CONSTRAINTS}")
     chex.assert_shape(gram, (count, count))
+    _check_real({"gram": gram, "dots": dots})
     dtype = jnp.promote_types(jnp.result_type(gram, dots), jnp.float32)
     gram, dots = gram.astype(dtype), dots.astype(dtype)
     margin = jnp.asarray(margin, dtype)
@@ -138,8 +139,9 @@ def project_gradient(
       gradients as a keyword: a pytree like `updates` with leaves of shape (K, ...).
 
     Raises:
-      InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative. `update` raises it if
-        constraint gradients do not fit, or inside `shard_map` without `axis_name`, or with one that it does not have.
+      InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative. `update` raises it if a
+        gradient is complex or constraint gradients do not fit, or inside `shard_map` without `axis_name`, or with one
+        that it does not have.
     """
     _check_settings(num_constraints, margin, eps)
     axes = (axis_name,) if isinstance(axis_name, str) else axis_name
@@ -153,6 +155,7 @@ def project_gradient(
         del state, params, extra_args
         _check_axes(axes)
         constraint_grads = _check_constraints(constraint_grads, updates, num_constraints)
+        _check_real({"the gradient": updates, "constraint_grads": constraint_grads})
         dots = _summed(trees.stack_vdot, (constraint_grads, updates), axes)
         gram = _summed(trees.gram, (constraint_grads,), axes)
         violated = jnp.any(dots > 0)
@@ -231,6 +234,18 @@ def _check_constraints(constraint_grads: PyTree, updates: PyTree, num_constraint
                 f"{num_constraints}"
             )
     return kept
+
+
+def _check_real(named: dict[str, PyTree]) -> None:
+    """Refuses complex numbers, of whose products only the real part would be an inner product."""
+    for what, tree in named.items():
+        for name, leaf in zip(trees.leaf_names(tree), jax.tree.leaves(tree), strict=True):
+            if jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.complexfloating):
+                at = f" at {name}" if name else ""
+                raise InputError(
+                    f"{what} is {dtype}{at}, and only real numbers are projected; give real and imaginary parts as "
+                    "arrays of their own"
+                )
 
 
 def _described(value: Any) -> str:

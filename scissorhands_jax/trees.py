@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -95,6 +96,16 @@ def _near(where: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys(near))[:5] or names[:5]
 
 
+def is_typed(leaf: Any) -> bool:
+    """Says whether an array has a type of NumPy or JAX, as those of other libraries do not."""
+    try:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            np.dtype(leaf.dtype)
+    except (TypeError, AttributeError):
+        return False
+    return True
+
+
 def check_arrays(tree: PyTree, what: str) -> None:
     """Refuses a tree with leaves that are neither arrays nor numbers, such as a module with functions in it.
 
@@ -106,10 +117,39 @@ def check_arrays(tree: PyTree, what: str) -> None:
       InputError: A leaf is something else; the message names it.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+        if isinstance(leaf, int | float | complex) or _is_numeric(leaf):
+            continue
+        kind = f"n array of {leaf.dtype}" if is_typed(leaf) else f" {type(leaf).__name__}"
+        raise InputError(
+            f"{what} have a{kind} at {path_name(path) or 'their root'}, where only arrays of numbers can be; give a "
+            "pytree of arrays, as from_linen, from_nnx and from_equinox make it of a live module"
+        )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    """Says whether this is an array of NumPy or JAX of numbers, bools or keys."""
+    if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+        return False
+    return any(jnp.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_, jax.dtypes.extended))
+
+
+def check_trained(params: Params, what: str) -> None:
+    """Refuses parameters that no method can train: leaves that are no arrays of real floating-point numbers.
+
+    Args:
+      params: Any pytree. Floats of Python count as arrays (`as_arrays`).
+      what: What it is, for the message.
+
+    Raises:
+      InputError: A leaf is something else; the message names it.
+    """
+    check_arrays(params, what)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.floating):
+            found = f"an array of {leaf.dtype}" if hasattr(leaf, "dtype") else f"the number {leaf!r}"
             raise InputError(
-                f"{what} have a {type(leaf).__name__} at {path_name(path) or 'their root'}, where only arrays can be; "
-                "give a pytree of arrays, as from_linen, from_nnx and from_equinox make it of a live module"
+                f"{what} have {found} at {path_name(path) or 'their root'}, and only real floating-point numbers are "
+                "trained; put it into the model state, or close over it"
             )
 
 

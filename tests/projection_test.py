@@ -341,6 +341,7 @@ class TestTransformation:
             ),
             (lambda rows: jax.tree.map(lambda leaf: leaf[:1], rows), r"shape \(1, 3, 5\) for a and needs .*= 2"),
             (lambda rows: rows | {"b": rows["b"][:, 1:]}, r"shape \(2, 8\) for b and needs shape \(2, 9\)"),
+            (lambda rows: rows | {"b": 1j * rows["b"]}, "constraint_grads is complex64 at b, and only real numbers"),
             (lambda rows: {"a": rows["a"]}, "another tree than the gradient"),
             (lambda rows: rows | {"b": None}, "a NoneType for b and needs"),
             (lambda rows: rows | {"b": {"c": rows["b"]}}, "a dict for b and needs"),
@@ -413,6 +414,10 @@ class TestTransformation:
     def test_the_dual_is_solved_for_at_most_ten_constraints(self):
         with pytest.raises(InputError, match=r"there are 11 .* give at most 10"):
             projection.solve_dual(jnp.eye(11), jnp.ones(11))
+
+    def test_the_dual_is_real(self):
+        with pytest.raises(InputError, match="gram is complex64, and only real numbers are projected"):
+            projection.solve_dual(jnp.eye(2, dtype=jnp.complex64), jnp.ones(2))
 
 
 def test_one_constraint_is_the_default():

@@ -1,5 +1,6 @@
 """Selections by path, and dot products of trees against NumPy in float64."""
 
+import types
 from typing import NamedTuple
 
 import chex
@@ -183,8 +184,27 @@ def test_bytes_are_those_of_arrays_of_shapes_and_of_keys():
 
 
 def test_a_tree_with_something_else_than_arrays_is_refused():
-    trees.check_arrays({"a": jnp.ones(2), "b": [np.ones(3), 1.0], "c": jax.random.key(0)}, "the parameters")
-    with pytest.raises(
-        InputError, match=r"the parameters have a function at layers/1, where only arrays can be; give a"
+    trees.check_arrays({"a": jnp.ones(2), "b": [np.ones(3, bool), 1], "c": jax.random.key(0)}, "the model state")
+    for leaf, kind in (
+        (lambda x: x, "a function"),
+        (np.array(["a"]), "an array of <U1"),
+        (np.array([None]), "an array of object"),
+        (jax.ShapeDtypeStruct((), jnp.float32), "an array of float32"),
+        (types.SimpleNamespace(dtype="torch.float32"), "a SimpleNamespace"),
     ):
-        trees.check_arrays({"layers": [jnp.ones(2), lambda x: x]}, "the parameters")
+        with pytest.raises(InputError, match=f"the model state have {kind} at layers/1, where only arrays of numbers"):
+            trees.check_arrays({"layers": [jnp.ones(2), leaf]}, "the model state")
+
+
+def test_parameters_that_no_method_can_train_are_refused():
+    trees.check_trained({"a": jnp.ones(2, jnp.bfloat16), "b": [np.ones(3), 1.0, None]}, "the parameters")
+    for leaf, found in (
+        (jnp.arange(3), "an array of int32"),
+        (np.ones(2, bool), "an array of bool"),
+        (jnp.ones(2, jnp.complex64), "an array of complex64"),
+        (jax.random.key(0), "an array of key<fry>"),
+        (3, "the number 3"),
+        (1j, "the number 1j"),
+    ):
+        with pytest.raises(InputError, match=f"the parameters have {found} at w, .* put it into the model state, or"):
+            trees.check_trained({"w": leaf}, "the parameters")

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from scissorhands_jax import files, hashing, reading, trees
 from scissorhands_jax.base import Carry, ModelState, Params, PyTree
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import CheckpointError, InputError, check_whole
 from scissorhands_jax.training import distributed
 from scissorhands_jax.training.identity import Identity, check_same
 
@@ -46,19 +46,17 @@ class Checkpointer:
       keep: How many of the newest checkpoints stay in the folder, at least 1.
 
     Raises:
-      InputError: `every_steps` or `keep` is below 1, or Orbax cannot write to a folder of that name
+      InputError: `every_steps` or `keep` is below 1 or no whole number, or Orbax cannot write to a folder of that name
         (`files.check_name`).
     """
 
     def __init__(self, directory: str | Path, *, every_steps: int | None = None, keep: int = 2) -> None:
-        if every_steps is not None and every_steps < 1:
-            raise InputError(f"the steps between checkpoints must be at least 1, got {every_steps}")
-        if keep < 1:
-            raise InputError(f"keep must be at least 1, got {keep}")
+        if every_steps is not None:
+            every_steps = check_whole("the steps between checkpoints", every_steps, 1)
         files.check_name(directory)
         self.directory = Path(directory).absolute()
         self.every_steps = every_steps
-        self._keep = keep
+        self._keep = check_whole("keep", keep, 1)
         self._manager: ocp.CheckpointManager | None = None
         self._writes = False
 

@@ -17,7 +17,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, Dataset
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_whole
 from scissorhands_jax.training import sharding
 
 FeedFrom = Literal["auto", "device", "host"]
@@ -175,8 +175,8 @@ def check_feed(feed_from: FeedFrom, layout: sharding.Layout | None = None, steps
     check_choice("feed_from", feed_from, get_args(FeedFrom))
     if feed_from == "device" and _is_shared(layout):
         raise InputError("with many processes each feeds its share from the host; leave feed_from out")
-    if steps_per_call is not None and steps_per_call < 1:
-        raise InputError(f"steps_per_call must be at least 1, got {steps_per_call}")
+    if steps_per_call is not None:
+        check_whole("steps_per_call", steps_per_call, 1)
 
 
 def _is_shared(layout: sharding.Layout | None) -> bool:

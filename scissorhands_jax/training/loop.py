@@ -30,7 +30,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     check_key,
 )
-from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError
+from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError, check_whole
 from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.training import compilation, distributed, feeding
 from scissorhands_jax.training.checkpoints import Checkpointer, Position, describe_arrays
@@ -93,10 +93,10 @@ def run(
     Args:
       method: The method to run. Calling `run` again with the same value and shapes compiles nothing again.
       key: A typed PRNG key.
-      params: Parameters of the original network, a pytree of arrays (or numbers, which become some); never changed or
-        donated. Where the call holds the only reference to the network, its memory is free again once the method has
-        begun, and no second copy is made.
-      model_state: The state of the original network, a pytree of arrays; treated as `params` are.
+      params: Parameters of the original network, a pytree of floating-point arrays (or floats, which become some);
+        never changed or donated. Where the call holds the only reference to the network, its memory is free again once
+        the method has begun, and no second copy is made.
+      model_state: The state of the original network, a pytree of arrays of any type; treated as `params` are.
       data: Forget and retain sets, pytrees of arrays that share their first axis.
       num_epochs: How many epochs to run, as the method counts them; 0 returns what the method's `init` makes.
       checkpoint: Where to save, and where to resume from; None saves nothing.
@@ -114,22 +114,18 @@ def run(
       The unlearned network and what it cost.
 
     Raises:
-      InputError: `num_epochs` is negative, `steps_per_call` is below 1, the key is a number, the parameters hold
-        something else than arrays, the data hold NaN, infinity, a negative label or arrays of one name and two types,
+      InputError: `num_epochs` is negative, `steps_per_call` is below 1, one of them is no whole number, the key is a
+        number, the parameters hold something else than real floating-point arrays, the model state something else than
+        arrays, the data hold NaN, infinity, a negative label or arrays of one name and two types,
         the method refuses the data, or the layout does not divide a batch.
       NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
       DivergedError: The last step made a network that is not finite.
       CheckpointError: The checkpoint folder belongs to another run, or is damaged.
       BusyError: Another process writes to the checkpoint folder.
     """
-    if num_epochs < 0:
-        raise InputError(f"the number of epochs must not be negative, got {num_epochs}")
-    check_key(key)
+    num_epochs = check_arguments([(key, params, model_state)], data, num_epochs)
     feeding.check_feed(feed_from, layout, steps_per_call)
-    trees.check_arrays(params, "the parameters")
-    trees.check_arrays(model_state, "the model state")
     params, model_state = trees.as_arrays((params, model_state))
-    data_lib.check_values(data)
     identity = None
     if checkpoint is not None or jax.process_count() > 1:
         identity = _identify(method, key, (params, model_state), data, num_epochs, layout)
@@ -143,6 +139,29 @@ def run(
         return _run(
             method, key, network, data, num_epochs, checkpoint, identity, on_step, steps_per_call, feed_from, layout
         )
+
+
+def check_arguments(
+    beginnings: Sequence[tuple[Key, Params, ModelState]], data: Data, num_epochs: int, *, whose: str = ""
+) -> int:
+    """Refuses what no run can begin with, and returns the number of epochs as an int of Python.
+
+    Args:
+      beginnings: The key and the network of each run.
+      data: The data of all of them.
+      num_epochs: The epochs of each of them.
+      whose: The end of what a network is called in errors, such as " of a member".
+
+    Raises:
+      InputError: As for `run`.
+    """
+    num_epochs = check_whole("the number of epochs", num_epochs, 0)
+    for key, params, model_state in beginnings:
+        check_key(key)
+        trees.check_trained(params, f"the parameters{whose}")
+        trees.check_arrays(model_state, f"the model state{whose}")
+    data_lib.check_values(data)
+    return num_epochs
 
 
 def _run(

@@ -19,7 +19,7 @@ from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Mode
 from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError, check_choice
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import feeding
-from scissorhands_jax.training.loop import OnStep, Result, broken, run
+from scissorhands_jax.training.loop import OnStep, Result, broken, check_arguments, run
 
 How = Literal["auto", "batched", "scanned", "turns", "sharded"]
 _MEMBERS = "members"
@@ -60,14 +60,13 @@ def run_many(
 
     Raises:
       InputError: There is no member, their steps, networks or batches differ so that they cannot share a program, `how`
-        is unknown, or parameters or data cannot be used, as for `run`.
+        is unknown, or keys, parameters, data or `num_epochs` cannot be used, as for `run`.
     """
     if not members:
         raise InputError("a sweep needs at least one member, got none")
     check_choice("how", how, get_args(How))
-    for member in members:
-        trees.check_arrays(member.params, "the parameters of a member")
-        trees.check_arrays(member.model_state, "the model state of a member")
+    num_epochs = check_arguments([member[1:] for member in members], data, num_epochs, whose=" of a member")
+    members = [Member(method, key, *trees.as_arrays(network)) for method, key, *network in members]
     if how == "turns":
         return [_run_one(member, data, num_epochs, on_step) for member in members]
     _check_alike(members, data)

@@ -374,7 +374,7 @@ def tiny_run(**options):
     return run(tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, **options)
 
 
-@pytest.mark.parametrize("keep", [0, -1])
-def test_at_least_one_checkpoint_is_kept(tmp_path, keep):
-    with pytest.raises(InputError, match=f"keep must be at least 1, got {keep}"):
+@pytest.mark.parametrize(("keep", "message"), [(0, "at least 1, got 0"), (-1, "at least 1, got -1"), (2.0, "a whole")])
+def test_at_least_one_checkpoint_is_kept(tmp_path, keep, message):
+    with pytest.raises(InputError, match=f"keep must be {message}"):
         Checkpointer(tmp_path, keep=keep)

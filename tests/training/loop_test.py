@@ -272,6 +272,10 @@ class TestProgress:
         assert float(result.params["w"]) == 1221
         assert result.steps == 6
 
+    def test_whole_numbers_of_other_libraries_count(self, tmp_path):
+        keeper = Checkpointer(tmp_path, every_steps=np.int64(2), keep=np.int32(1))
+        assert float(count(counter(), epochs=np.int64(2), checkpoint=keeper).params["w"]) == 1221
+
     def test_no_epoch_gives_what_init_made(self):
         result = count(counter(), epochs=0)
         assert float(result.params["w"]) == result.steps == 0
@@ -286,9 +290,12 @@ class TestProgress:
         assert float(count(method).params["w"]) == 5
         assert begun == [0, 0]
 
-    def test_a_negative_number_of_epochs_is_refused(self):
-        with pytest.raises(InputError, match="the number of epochs must not be negative, got -1"):
-            count(counter(), epochs=-1)
+    @pytest.mark.parametrize(
+        ("epochs", "message"), [(-1, "at least 0, got -1"), (1e2, r"a whole number, got 100\.0; make an int of it")]
+    )
+    def test_a_number_of_epochs_that_cannot_be_is_refused(self, epochs, message):
+        with pytest.raises(InputError, match=f"the number of epochs must be {message}"):
+            count(counter(), epochs=epochs)
 
 
 class TestNonFinite:

@@ -168,16 +168,41 @@ class TestFastest:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_data_and_networks_that_a_run_refuses_are_refused(how):
+def test_data_that_a_run_refuses_are_refused(how):
     spoiled = data()
     spoiled.retain["image"][3] = np.nan
     with pytest.raises(
         InputError, match=r"1 examples of the retain set have NaN or infinity in 'image', .* example 3;"
     ):
         run_many(members(SCISSORHANDS), spoiled, num_epochs=1, how=how)
-    wrong = [member._replace(params={"call": jax.nn.relu}) for member in members(SCISSORHANDS)]
-    with pytest.raises(InputError, match=r"the parameters of a member have a .* at call, where only arrays can be"):
-        run_many(wrong, data(), num_epochs=1, how=how)
+
+
+@pytest.mark.parametrize("how", [*WAYS, "auto"])
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"params": {"call": jax.nn.relu}}, {}, r"the parameters of a member have a .* at call, where only arrays"),
+        ({"params": {"w": jnp.arange(3)}}, {}, "the parameters of a member have an array of int32 at w"),
+        ({"key": 3}, {}, "the key is 3; give one"),
+        ({"key": np.int64(3)}, {}, "the key is .*3.*; give one"),
+        ({}, {"data": [1]}, "the data are a list; give the two parts"),
+        ({}, {"num_epochs": -1}, "the number of epochs must be at least 0, got -1"),
+    ],
+)
+def test_what_no_run_can_begin_with_is_refused(how, changes, options, message):
+    chosen = [member._replace(**changes) for member in members(SCISSORHANDS)]
+    with pytest.raises(InputError, match=message):
+        run_many(chosen, **{"data": data(), "num_epochs": 1, **options}, how=how)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_numbers_of_python_among_the_parameters_become_arrays(how):
+    loss = base.lift(lambda params, batch: jnp.mean(jnp.square(params["w"] - batch["x"])))
+    examples = {"x": np.arange(4, dtype=np.float32)}
+    member = Member(finetune(loss, sgd(0.1), batch_size=2), jax.random.key(0), {"w": 0.5}, {"n": 3})
+    (result,) = run_many([member], Data(examples, examples), num_epochs=1, how=how)
+    assert result.params["w"].dtype == jnp.float32
+    assert result.model_state["n"].dtype == jnp.int32
 
 
 @pytest.mark.parametrize(
