@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from scissorhands_jax import reading, trees
 from scissorhands_jax.base import PyTree
@@ -169,6 +168,4 @@ def _numbers(leaf: jax.Array | np.ndarray) -> np.ndarray:
     """Returns the numbers of an array, and those that a typed PRNG key consists of."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf, order="C")
+    return np.asarray(trees.on_host(leaf), order="C")

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scissorhands_jax.base import Params, PyTree, Selection
@@ -250,6 +251,16 @@ def copy(tree: PyTree) -> PyTree:
     for position in range(len(leaves)):
         leaves[position] = jnp.copy(leaves[position])
     return jax.tree.unflatten(structure, leaves)
+
+
+def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns a whole array on the host.
+
+    Where the array is divided over processes, all of them must call this.
+    """
+    if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def manual_axes() -> tuple[str, ...]:

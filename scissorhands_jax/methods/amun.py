@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, microbatches
+from scissorhands_jax import losses, microbatches, trees
 from scissorhands_jax.base import Batch, Carry, Data, Dataset, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
@@ -224,7 +223,7 @@ def closest_adversarial(
             if bool(jnp.all(classes != true)):
                 break
         count = len(positions)
-        moved[positions], predicted[positions] = (_on_host(part)[:count] for part in (now, classes))
+        moved[positions], predicted[positions] = (trees.on_host(part)[:count] for part in (now, classes))
 
     for doublings in range(max_doublings + 2):
         # A last step of length 0 looks at what the steps before it have reached.
@@ -263,11 +262,6 @@ def _lengths(images: jax.Array) -> jax.Array:
     """The Euclidean norm of each image, 1 where it is 0. shape=(N,)"""
     squares = jnp.sum(jnp.square(images), axis=tuple(range(1, images.ndim)))
     return jnp.sqrt(jnp.where(squares > 0, squares, 1))
-
-
-def _on_host(array: jax.Array) -> np.ndarray:
-    """The whole array, also where it is divided over processes."""
-    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
 def _complete(found: AdversarialExamples, weights: np.ndarray | None) -> Dataset:

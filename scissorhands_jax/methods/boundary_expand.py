@@ -190,7 +190,7 @@ def find_head(
                 whole[tuple(map(slice, part.shape))] = part
         tree = jax.tree.unflatten(structure, direction)
         logits, slopes = _slopes(model.apply, params, model_state, images, tree)
-        return np.asarray(logits, np.float64), np.asarray(slopes, np.float64)
+        return trees.on_host(logits).astype(np.float64), trees.on_host(slopes).astype(np.float64)
 
     for slices in _first_classes(params, num_classes, head):
         logits, moved = response([None if part is None else np.ones_like(part) for part in slices])
@@ -227,7 +227,7 @@ def _first_classes(params: Params, num_classes: int, head: str | None) -> Iterat
             ]
             if any(fits) and (head is None or fits == layer):
                 pairs = zip(leaves, fits, strict=True)
-                yield [np.asarray(leaf).take([0], axis) if fit else None for leaf, fit in pairs]
+                yield [trees.on_host(leaf).take([0], axis) if fit else None for leaf, fit in pairs]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -152,7 +152,7 @@ def inverse_fisher_product(
 
     def rows_times(tree: PyTree) -> np.ndarray:
         parts = [_rows_times(loss_fn, params, model_state, batch, tree) for batch in batches]
-        return np.concatenate([np.asarray(part, np.float64) for part in parts])
+        return np.concatenate([trees.on_host(part).astype(np.float64) for part in parts])
 
     def combined(weights: np.ndarray) -> PyTree:
         tree = _times(0.0, vector)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from scissorhands_jax import trees
 from scissorhands_jax.base import Dataset, ModelState
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.models.layers import TORCH_LINEAR, BatchNorm, as_float, rematerialized, torch_conv
@@ -81,7 +82,7 @@ def fit_whitening(model_state: ModelState, examples: Dataset) -> ModelState:
     mean, moment, count = np.zeros(values_per_patch), np.zeros((values_per_patch,) * 2), 0
     for part in np.array_split(chosen, -(-len(chosen) // _CHUNK)):
         patches = _patches(as_float(jnp.asarray(images[part])).astype(jnp.float32), size)
-        rows = np.asarray(patches, np.float64).reshape(-1, values_per_patch)
+        rows = trees.on_host(patches).astype(np.float64).reshape(-1, values_per_patch)
         mean, moment, count = mean + rows.sum(axis=0), moment + rows.T @ rows, count + len(rows)
     # There is one mean per channel, not one per pixel of a patch, so that the layer treats all places in a patch alike.
     # The covariance around it is E[x x'] - m c' - c m' + c c', with m the mean patch and c that colour repeated.

@@ -21,13 +21,15 @@ from scissorhands_jax.base import Data, lift
 from scissorhands_jax.errors import InputError, PeerError
 from scissorhands_jax.jobs import unlearning
 from scissorhands_jax.jobs.config import RunConfig
-from scissorhands_jax.methods import FinetuneSettings, finetune
+from scissorhands_jax.methods import FinetuneSettings, boundary_expand, finetune, influence
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training import distributed
 from scissorhands_jax.training.loop import run
 from scissorhands_jax.training.sharding import make_layout
+from tests.training import clusters
 
 CASES = (
+    "none",  # Both are given the same, and methods that look at arrays on the host gather them.
     *("forget", "weights", "data", "learning_rate", "batch_size", "epochs", "seed", "mesh", "flag", "folder"),
     *("loss of its own", "key", "missing file"),
 )
@@ -62,6 +64,12 @@ def changed(config: RunConfig, case: str, folder: Path) -> RunConfig:
 
 def attempt(case: str, folder: Path, is_other: bool) -> None:
     """Does what this process was asked to do in a case."""
+    if case == "none":
+        expand = boundary_expand(clusters.MODEL, sgd(0.1), num_classes=clusters.CLASSES, batch_size=16)
+        for method in (influence(clusters.LOSS, num_samples=8, batch_size=8), expand):
+            network, data = clusters.init(jax.random.key(0)), clusters.data()
+            run(method, jax.random.key(1), *network, data, num_epochs=1, layout=make_layout(replicate_below=1))
+        return
     if case in ("loss of its own", "key"):
         factor = 2.0 if is_other and case != "key" else 1.0
         method = finetune(lift(lambda w, x: factor * jnp.mean(jnp.square(w - x))), sgd(0.1), batch_size=2)
