@@ -7,9 +7,10 @@ import time
 import types
 
 import jax
+import numpy as np
 import pytest
 
-from scissorhands_jax.errors import InputError, PeerError
+from scissorhands_jax.errors import BusyError, DivergedError, InputError, NonFiniteError, PeerError
 from scissorhands_jax.training import distributed, rendezvous, watcher
 from tests import limits
 
@@ -61,7 +62,7 @@ def together(coordinator, *acts, meeting=1) -> list:
         vars(coordinator.here).update(number=number, count=len(acts), meeting=meeting)
         try:
             found[number] = acts[number]()
-        except (InputError, PeerError) as error:
+        except (InputError, OSError, PeerError) as error:
             found[number] = error
 
     threads = [threading.Thread(target=act, args=(number,)) for number in range(len(acts))]
@@ -84,11 +85,34 @@ def test_the_first_computes_for_all(coordinator):
     assert computed == [0]
     assert distributed.from_first(lambda: compute(7)) == {"from": 7}, "one process needs nobody"
 
-    def fails():
-        raise InputError("it cannot be")
 
-    errors = together(coordinator, *[lambda: distributed.from_first(fails)] * 2, meeting=2)
-    assert [(type(error), str(error)) for error in errors] == [(InputError, "it cannot be")] * 2
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InputError("it cannot be"), InputError),
+        (BusyError("another one writes there"), BusyError),
+        (NonFiniteError(3, "loss", np.nan, "lower the rate"), DivergedError),
+        (FileNotFoundError(2, "No such file", "data.npz"), OSError),
+    ],
+)
+def test_an_error_of_the_first_is_one_of_all(coordinator, error, kind):
+    def fails():
+        raise error
+
+    first, other = together(coordinator, *[lambda: distributed.from_first(fails)] * 2)
+    assert first is error
+    assert (type(other), str(other)) == (kind, str(error))
+
+
+def test_all_must_see_the_folder_that_the_first_sees(coordinator, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_SECONDS_FOR_FILES", 0.1)
+    (tmp_path / "3").mkdir()
+    here, nowhere = tmp_path / "3", tmp_path / "4"
+    assert together(coordinator, *[lambda: distributed.agree_on_folder(here)] * 2) == [None] * 2
+    acts = [lambda path=path: distributed.agree_on_folder(path / "3") for path in (tmp_path, nowhere)]
+    errors = together(coordinator, *acts, meeting=2)
+    assert len({str(error) for error in errors}) == 1
+    assert "the folder 3 of a folder that all must share is 'there' in process 0 and 'not there' in" in str(errors[0])
 
 
 def test_who_differs_ends_all(coordinator):

@@ -116,7 +116,7 @@ class Checkpointer:
             self.open()
         assert self._manager is not None
         step = int(carry.step)
-        if step in self._steps():
+        if distributed.from_first(lambda: step in self._steps()):
             return
         meta = {
             "epoch": position.epoch,
@@ -137,8 +137,8 @@ class Checkpointer:
             for step in self._steps()[: -self._keep]:
                 files.remove(self.directory / str(step))
 
-    def restore(self, template: Carry, identity: Identity) -> tuple[Carry, Position]:
-        """Reads the newest checkpoint into the shape of `template`.
+    def restore(self, template: Carry, identity: Identity, *, step: int | None = None) -> tuple[Carry, Position]:
+        """Reads a checkpoint into the shape of `template`.
 
         A run that is resumed from it ends in the same bits as one that was never stopped if the environment is the one
         it was made in (`reproducibility.numerical_environment`). In another environment it is read all the same, and a
@@ -147,16 +147,19 @@ class Checkpointer:
         Args:
           template: A carry of the same shapes and types, whose arrays lie where those of the result shall lie.
           identity: What determines the result of the run. What was chosen must be as for `save`.
+          step: The step of the checkpoint, which many processes must agree on. None is the newest.
 
         Returns:
           The carry, and how far the run had come.
 
         Raises:
           CheckpointError: There is no checkpoint, it cannot be read, or it belongs to another run.
+          InputError: Another process of the run does not see the checkpoint.
         """
-        step = self.latest_step
+        step = self.latest_step if step is None else step
         if step is None:
             raise CheckpointError(f"there is no whole checkpoint in {self.directory}")
+        distributed.agree_on_folder(self.directory / str(step))
         if not self._writes:  # Others may have written since it was last looked at.
             self._manager = self._managed()
         assert self._manager is not None

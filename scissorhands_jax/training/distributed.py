@@ -19,7 +19,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from scissorhands_jax import hashing
-from scissorhands_jax.errors import InputError, PeerError
+from scissorhands_jax.errors import (
+    BusyError,
+    CheckpointError,
+    DivergedError,
+    InputError,
+    LedgerError,
+    PeerError,
+    WeightsError,
+)
 from scissorhands_jax.training import rendezvous, reproducibility, watcher
 from scissorhands_jax.training.identity import differences, list_differences
 
@@ -41,6 +49,11 @@ _LOST = f"this process stops because it lost touch with another one, which died 
 _ENDED = f"this process was ended from outside; {_ADVICE}"
 # The collectives of CPUs (gloo) and GPUs (NCCL), and the coordination service of all, in the errors that XLA raises.
 _LOST_PEER = re.compile(r"gloo|nccl|coordination|heartbeat|barrier|socket|connection (reset|closed|refused)", re.I)
+
+# The errors of process 0 that are raised in the others as well; a message alone makes each of them.
+_PASSED_ON: dict[str, type[InputError | OSError]] = {
+    kind.__name__: kind for kind in (BusyError, CheckpointError, DivergedError, LedgerError, WeightsError)
+} | {"InputError": InputError, "OSError": OSError}
 
 _watching: subprocess.Popen | None = None
 
@@ -116,23 +129,24 @@ def from_first(compute: Callable[[], Any]) -> Any:
     """What process 0 computes (JSON-able), on every process.
 
     Raises:
-      InputError: Process 0 raised one, which is raised everywhere.
+      InputError, OSError: Process 0 raised one, which is raised everywhere; of the classes of `errors` as the same.
     """
     if jax.process_count() == 1:
         return compute()
     place = _next_place("first")
-    answer: dict[str, Any] = {}
     if is_first():
         try:
-            answer = {"value": compute()}
-        except InputError as error:
-            answer = {"error": str(error)}
-        _client().key_value_set(place, json.dumps(answer))
-    else:
-        answer = json.loads(_wait_for(place))
+            value = compute()
+        except (InputError, OSError) as error:
+            classes = [kind.__name__ for kind in type(error).__mro__]
+            _client().key_value_set(place, json.dumps({"error": str(error), "classes": classes}))
+            raise
+        _client().key_value_set(place, json.dumps({"value": value}))
+        return value
+    answer = json.loads(_wait_for(place))
     if "error" in answer:
-        raise InputError(answer["error"])
-    return answer.get("value")
+        raise next(_PASSED_ON[name] for name in answer["classes"] if name in _PASSED_ON)(answer["error"])
+    return answer["value"]
 
 
 def agree(about: str, document: Mapping[str, Any]) -> None:
@@ -176,11 +190,30 @@ def agree_on_file(path: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    deadline = time.monotonic() + _SECONDS_FOR_FILES
-    while not path.is_file() and time.monotonic() < deadline:
-        time.sleep(_MILLISECONDS_PER_LOOK / 1000)
+    _wait_for_path(path)
     found = f"SHA-256 {hashing.file_sha256(path)[:16]}" if path.is_file() else "not there"
     agree("file", {f"the file {path.name} of a folder that all must share": found})
+
+
+def agree_on_folder(path: Path) -> None:
+    """Ends a run of many processes unless all of them see a folder that process 0 sees.
+
+    Raises:
+      InputError: A process does not see it.
+      PeerError: A process has ended, or cannot be reached.
+    """
+    if jax.process_count() == 1:
+        return
+    _wait_for_path(path)
+    found = "there" if path.is_dir() else "not there"
+    agree("folder", {f"the folder {path.name} of a folder that all must share": found})
+
+
+def _wait_for_path(path: Path) -> None:
+    """Waits some seconds for what another machine wrote to be seen here."""
+    deadline = time.monotonic() + _SECONDS_FOR_FILES
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(_MILLISECONDS_PER_LOOK / 1000)
 
 
 _places: dict[str, int] = {}  # how often processes have met, by what it was about

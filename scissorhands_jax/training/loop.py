@@ -193,8 +193,11 @@ def _run(
     del params, model_state
     carry = _placed(layout, trees.copy(begun.pop()))
     position = Position(0, 0)
-    if checkpoint is not None and identity is not None and checkpoint.latest_step is not None:
-        carry, position = checkpoint.restore(carry, identity)
+    if checkpoint is not None and identity is not None:
+        # One decides for all, because folders that machines share may not look alike to them at once.
+        step = distributed.from_first(lambda: checkpoint.latest_step)
+        if step is not None:
+            carry, position = checkpoint.restore(carry, identity, step=step)
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step), data_lib.largest_label(data))
     take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, steps_per_call, layout)
     for epoch in range(position.epoch, num_epochs):

@@ -16,7 +16,7 @@ from scissorhands_jax.base import Carry, Data, lift
 from scissorhands_jax.errors import BusyError, CheckpointError, InputError
 from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.optimizers import sgd
-from scissorhands_jax.training import checkpoints
+from scissorhands_jax.training import checkpoints, distributed
 from scissorhands_jax.training.checkpoints import Checkpointer, Position
 from scissorhands_jax.training.identity import Identity
 from scissorhands_jax.training.loop import run
@@ -209,6 +209,13 @@ class TestCheckpointer:
         keeper.save(carry(3, seed=9), Position(0, 3), RUN)
         assert sorted(folder.name for folder in tmp_path.iterdir()) == ["2", "3"]
         assert same_bits(keeper.restore(carry(), RUN)[0], carry(3, seed=3))
+
+    def test_the_first_process_says_what_is_there_already(self, tmp_path, monkeypatch):
+        """All of them must write together, and one may see the folder later than the others."""
+        monkeypatch.setattr(distributed, "from_first", lambda compute: compute() or True)
+        keeper = Checkpointer(tmp_path)
+        keeper.save(carry(3), Position(0, 3), RUN)
+        assert keeper.latest_step is None
 
     def test_an_interrupted_write_is_ignored(self, tmp_path):
         keeper = Checkpointer(tmp_path)

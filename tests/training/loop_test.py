@@ -22,6 +22,7 @@ from scissorhands_jax.base import Batch, Data, Method, lift, new_carry
 from scissorhands_jax.errors import CheckpointError, DivergedError, InputError, NonFiniteError
 from scissorhands_jax.methods import finetune
 from scissorhands_jax.optimizers import sgd
+from scissorhands_jax.training import distributed
 from scissorhands_jax.training.checkpoints import Checkpointer
 from scissorhands_jax.training.descriptions import named
 from scissorhands_jax.training.loop import run
@@ -116,6 +117,17 @@ def test_a_checkpoint_only_at_the_end_of_an_epoch_resumes_at_the_next(tmp_path):
     again = Recorder()
     assert same_bits(network(start(method, checkpoint=Checkpointer(tmp_path), on_step=again)), network(expected))
     assert again.seen == []
+
+
+def test_the_first_process_says_which_checkpoint_a_run_goes_on_from(tmp_path, monkeypatch):
+    """The others may not see the newest one yet."""
+    expected, recorder = count(counter()), Recorder()
+    count(counter(), checkpoint=Checkpointer(tmp_path))
+    assert Checkpointer(tmp_path).latest_step == 6
+    monkeypatch.setattr(distributed, "from_first", lambda compute: 3 if (found := compute()) == 6 else found)
+    result = count(counter(), checkpoint=Checkpointer(tmp_path), on_step=recorder)
+    assert [progress.step for progress in recorder.seen] == [4, 5, 6]
+    assert same_bits(network(result), network(expected))
 
 
 KILLED = """
