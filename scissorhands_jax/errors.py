@@ -38,12 +38,12 @@ class DivergedError(InputError):
 
 
 class NonFiniteError(DivergedError):
-    """A loss or gradient became NaN or infinite.
+    """A loss, a gradient or a weight became NaN or infinite.
 
     Args:
       step: The number of the step at which it happened.
-      metric: The name of the metric.
-      value: The value of the metric, NaN or infinite.
+      metric: The name of the metric, or of the array of the network.
+      value: What it is, or has in it: NaN or infinity.
       advice: The end of the message: what to do about it.
     """
 

@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from scissorhands_jax import trees
-from scissorhands_jax.base import Key, LossFn, ModelState, Params, PyTree, Scores, StatefulLossFn, check_loss, lift
+from scissorhands_jax.base import (
+    Key,
+    LossFn,
+    ModelState,
+    Params,
+    PyTree,
+    Scores,
+    Selection,
+    StatefulLossFn,
+    check_loss,
+    lift,
+)
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import weight_of
 
@@ -194,20 +205,20 @@ def scores_of(sums: GradientSum, params: Params, *, absolute: bool = False) -> S
     return _scores(sums.gradient, params, weight)
 
 
-@jax.jit
-def _all_finite(scores: Scores) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), scores)
+def check_finite(scores: Scores, rank: Selection | None = None) -> None:
+    """Checks that all scores are finite. Only flags are copied to the host.
 
-
-def check_finite(scores: Scores) -> None:
-    """Checks that all scores are finite. Only one flag per array is copied to the host.
+    Args:
+      scores: A pytree of scores.
+      rank: The arrays that are looked at, as `trees.select` returns them. By default all are.
 
     Raises:
       InputError: An array holds NaN or infinity. The message names the first one.
     """
-    flags = jax.device_get(_all_finite(scores))
-    for name, finite in zip(trees.leaf_names(scores), jax.tree.leaves(flags), strict=True):
-        if not finite:
+    found = {name for name, _ in trees.not_finite(scores)}
+    chosen = [True] * len(jax.tree.leaves(scores)) if rank is None else jax.tree.leaves(rank)
+    for name, looked_at in zip(trees.leaf_names(scores), chosen, strict=True):
+        if looked_at and name in found:
             raise InputError(
                 f"the saliency of {name} is not finite; check the original weights, and the examples that were scored"
             )

@@ -235,6 +235,29 @@ def norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(vdot(tree, tree))
 
 
+def not_finite(tree: PyTree) -> set[tuple[str, str]]:
+    """Finds the arrays with numbers that are not finite. Only flags are copied to the host.
+
+    Args:
+      tree: A pytree of arrays, of which those of other than floating-point numbers count as finite.
+
+    Returns:
+      Pairs of the name of an array and of what is in it, "nan" or "inf". What a tree has in addition to another one is
+      the difference of their sets.
+    """
+    flags = jax.device_get(_not_finite(tree))
+    rows = zip(leaf_names(tree), flags, strict=True)
+    return {(name, kind) for name, found in rows for kind, flag in found.items() if flag}
+
+
+@jax.jit
+def _not_finite(tree: PyTree) -> list[dict[str, jax.Array]]:
+    return [
+        {"nan": jnp.isnan(leaf).any(), "inf": jnp.isinf(leaf).any()} if jnp.issubdtype(leaf.dtype, jnp.inexact) else {}
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
 def where(mask: PyTree, a: PyTree, b: PyTree) -> PyTree:
     """Takes each weight from `a` where the mask is True, and from `b` elsewhere. All three have the same structure."""
     return jax.tree.map(jnp.where, mask, a, b)

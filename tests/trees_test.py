@@ -168,6 +168,16 @@ def test_where_takes_each_weight_from_one_of_two_trees():
     np.testing.assert_array_equal(flat(merged), np.where(flat(mask), flat(a), flat(b)))
 
 
+def test_what_is_not_finite_is_named_by_kind():
+    tree = {
+        "a": jnp.array([1.0, jnp.nan, -jnp.inf]),
+        "b": [np.array([np.inf]), jnp.arange(3)],
+        "key": jax.random.key(0),
+    }
+    assert trees.not_finite(tree) == {("a", "nan"), ("a", "inf"), ("b/0", "inf")}
+    assert trees.not_finite(tree["b"][1]) == trees.not_finite(()) == set()
+
+
 def test_a_copy_survives_donation_of_the_original():
     tree = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
     copied = trees.copy(tree)

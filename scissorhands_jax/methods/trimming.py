@@ -115,11 +115,11 @@ def trimming_mask(
       `reinit.reinitialize` takes them.
 
     Raises:
-      InputError: The fraction is out of its range, a pattern matches nothing, or scores are not finite.
+      InputError: The fraction is out of its range, a pattern matches nothing, or ranked scores are not finite.
     """
     masks.check_fraction(fraction)
-    saliency.check_finite(scores)
     ranked, trimmed = trimming_leaves(params, rank=rank, trim=trim, semantics=semantics)
+    saliency.check_finite(scores, ranked)
     if semantics.published_cut:
         mask, _ = masks.kept_fraction_mask(scores, round(1 - fraction, 12), rank=ranked)
     else:

@@ -30,7 +30,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     check_key,
 )
-from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError, check_whole
+from scissorhands_jax.errors import InputError, NonFiniteError, check_whole
 from scissorhands_jax.methods.finetune import finetune
 from scissorhands_jax.training import compilation, distributed, feeding
 from scissorhands_jax.training.checkpoints import Checkpointer, Position, describe_arrays
@@ -118,8 +118,8 @@ def run(
         number, the parameters hold something else than real floating-point arrays, the model state something else than
         arrays, the data hold NaN, infinity, a negative label or arrays of one name and two types,
         the method refuses the data, or the layout does not divide a batch.
-      NonFiniteError: A metric became NaN or infinite; the checkpoints before that step stay.
-      DivergedError: The last step made a network that is not finite.
+      NonFiniteError: A metric, or the network that a step made, became NaN or infinite. The network is looked at in the
+        end and before it is saved, so that every checkpoint is of a good one; those before that step stay.
       CheckpointError: The checkpoint folder belongs to another run, or is damaged.
       BusyError: Another process writes to the checkpoint folder.
     """
@@ -186,12 +186,14 @@ def _run(
         if num_epochs:
             layout.check_batches(list(method.batches(batch_key, feed.data, 0)))
         params, model_state = layout.place((params, model_state))
-    odd = set(broken(params, model_state))  # such as a mask of attention among the parameters
+    odd = broken(params, model_state)  # such as a mask of attention among the parameters
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
     # Where nobody else holds the network, each of its arrays is free again once it is copied.
     begun = [method.init(init_key, params, model_state, feed.data)]
     del params, model_state
     carry = _placed(layout, trees.copy(begun.pop()))
+    # A method may carry something else than the network, by other names.
+    odd_at_first = set() if checkpoint is None else broken(carry.params, carry.model_state)
     position = Position(0, 0)
     if checkpoint is not None and identity is not None:
         # One decides for all, because folders that machines share may not look alike to them at once.
@@ -199,7 +201,7 @@ def _run(
         if step is not None:
             carry, position = checkpoint.restore(carry, identity, step=step)
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step), data_lib.largest_label(data))
-    take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, steps_per_call, layout)
+    take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, odd_at_first, steps_per_call, layout)
     for epoch in range(position.epoch, num_epochs):
         batches = list(method.batches(batch_key, feed.data, epoch))
         done = position.offset if epoch == position.epoch else 0
@@ -207,33 +209,24 @@ def _run(
             carry = _placed(layout, method.begin_epoch(carry, feed.data))
         carry = take_epoch(carry, batches, Position(epoch, done))
     params, model_state = jax.block_until_ready(method.finish(carry))
-    if int(carry.step) and (bad := [name for name in broken(params, model_state) if name not in odd]):
-        raise DivergedError(
-            f"{bad[0]} of the network is not finite after the last step; lower the learning rate or the forget weight"
-        )
+    if int(carry.step):
+        watch.refuse(broken(params, model_state) - odd, int(carry.step))
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-def broken(params: Params, model_state: ModelState) -> list[str]:
-    """The names of the parameters that are not finite, and of the arrays of the state that hold NaN.
+def broken(params: Params, model_state: ModelState) -> set[tuple[str, str]]:
+    """What is not finite in a network: NaN and infinity among the parameters, and NaN in the state.
 
     The metrics of a step are of the network before it, so they do not tell what the last step made. A network may have
-    infinity on purpose, as in masks of attention; what had it before a run has it after.
+    infinity on purpose, as in masks of attention; an array that had it before a run may have it after, and no NaN.
+
+    Returns:
+      Pairs of the name of an array, such as `params/head/bias`, and of "nan" or "inf".
     """
-    flags = jax.device_get(_bad_leaves(params, model_state))
-    names = [name or "an array" for tree in (params, model_state) for name in trees.leaf_names(tree)]
-    return [name for name, flag in zip(names, flags, strict=True) if flag]
-
-
-@jax.jit
-def _bad_leaves(params: Params, model_state: ModelState) -> list[jax.Array]:
-    def flag(leaf: jax.Array, is_bad: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return is_bad(leaf).any() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros((), bool)
-
-    weights = [flag(leaf, lambda values: ~jnp.isfinite(values)) for leaf in jax.tree.leaves(params)]
-    return weights + [flag(leaf, jnp.isnan) for leaf in jax.tree.leaves(model_state)]
+    found = trees.not_finite({"params": params, "model_state": model_state})
+    return {(name, kind) for name, kind in found if kind == "nan" or name.partition("/")[0] == "params"}
 
 
 def train(
@@ -308,6 +301,7 @@ class _Epochs:
     watch: _Watch
     checkpoint: Checkpointer | None
     identity: Identity | None  # of a run with checkpoints
+    odd: set[tuple[str, str]]  # what was not finite at the beginning of a run with checkpoints, as `broken` says it
     steps_per_call: int | None
     layout: Layout | None
     shapes: set[str] = dataclasses.field(default_factory=set)  # of calls that were made
@@ -331,6 +325,7 @@ class _Epochs:
             if offset == len(batches) or (every and offset % every == 0):
                 self.watch.read_all()
                 if self.checkpoint is not None and self.identity is not None:
+                    self.watch.refuse(broken(carry.params, carry.model_state) - self.odd, int(carry.step))
                     self.checkpoint.save(carry, Position(position.epoch, offset), self.identity)
             else:
                 self.watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)
@@ -447,15 +442,20 @@ class _Watch:
         for name, value in progress.metrics.items():
             bad = np.ravel(value)[~np.isfinite(np.ravel(value))]
             if bad.size:
-                raise NonFiniteError(progress.step, name, float(bad[0]), self._advice(progress))
+                raise NonFiniteError(progress.step, name, float(bad[0]), self._advice(progress.epoch))
         if self._on_step is not None:
             self._on_step(progress)
 
-    def _advice(self, progress: Progress) -> str:
+    def refuse(self, found: set[tuple[str, str]], step: int) -> None:
+        """Raises NonFiniteError if the network that a step made has something that is not finite (`broken`)."""
+        for name, kind in sorted(found):
+            raise NonFiniteError(step, name, float(kind), self._advice())
+
+    def _advice(self, epoch: int | None = None) -> str:
         kept = None if self._checkpoint is None else self._checkpoint.latest_step
         good = "nothing was saved" if kept is None else f"the checkpoint of step {kept} is good and stays"
         labels = ""
-        if progress.epoch == 0 and self._largest_label is not None:  # A label that is no class makes the loss NaN.
+        if epoch == 0 and self._largest_label is not None:  # A label that is no class makes the loss NaN.
             labels = f", and see that every label is below the number of classes (the largest is {self._largest_label})"
         return f"{good}; lower the learning rate or the forget weight{labels}"
 

@@ -91,9 +91,10 @@ def _run_together(
     if mesh is not None and feeding.fits_on_device(data):
         # Every device reads all examples, and keeps them.
         data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    method = _together(members, how, mesh)
+    finished: list[tuple[list, jax.Array]] = []
+    method = _together(members, how, mesh, finished)
     stacked = run(method, members[0].key, (), (), data, num_epochs=num_epochs, on_step=on_step)
-    networks, bad_steps = stacked.params
+    ((networks, bad_steps),) = finished
     if mesh is not None:  # Each network by itself again, on one device as all others.
         networks = jax.tree.map(_on_one_device, networks)
     seconds, compile_seconds = stacked.seconds / len(members), stacked.compile_seconds / len(members)
@@ -251,8 +252,13 @@ class _Many:
         return carry._replace(step=carry.step + 1, params=carries, aux=bad_step), metrics
 
 
-def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> Method:
-    """All members as one method."""
+def _together(members: Sequence[Member], how: How, mesh: Mesh | None, finished: list) -> Method:
+    """All members as one method.
+
+    Its `finish` appends the networks of the members, None for one that is not finite, and `_Many`'s `aux` to
+    `finished`. The loop refuses a network that is not finite, which one member must not do to the others, and which may
+    have been so from the beginning.
+    """
     methods = [member.method for member in members]
     step = methods[0].step
 
@@ -278,10 +284,11 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None = None) -> 
     def finish(carry: Carry) -> tuple[PyTree, PyTree]:
         carries = _unstack(carry.params, len(members))
         networks = _of_each(lambda method, each: method.finish(each), methods, carries)
-        # The loop refuses a network that is not finite, which one member must not do to the others.
-        odd = [set(broken(member.params, member.model_state)) for member in members]
-        bad = [carry.step and set(broken(*network)) - names for network, names in zip(networks, odd, strict=True)]
-        return ([None if names else network for names, network in zip(bad, networks, strict=True)], carry.aux), ()
+        odd = [broken(member.params, member.model_state) for member in members]
+        bad = [carry.step and broken(*network) - before for network, before in zip(networks, odd, strict=True)]
+        good = [None if found else network for found, network in zip(bad, networks, strict=True)]
+        finished.append((good, carry.aux))
+        return (), ()
 
     return Method(init, _Many(step, how, mesh), batches, begin_epoch, finish)
 

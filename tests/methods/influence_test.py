@@ -188,6 +188,17 @@ def test_an_update_that_is_not_finite_is_refused():
         influence(LOSS, alpha=1e300).init(KEY, PARAMS, STATE, DATA)
 
 
+def test_infinity_that_was_there_before_may_stay():
+    def loss(params, model_state, batch, **options):
+        value, model_state = LOSS(params["net"], model_state, batch, **options)
+        return value + jax.nn.softmax(params["mask"])[0], model_state
+
+    params = {"net": PARAMS, "mask": jnp.array([0.0, -jnp.inf])}
+    moved = influence(loss).init(KEY, params, STATE, DATA).params
+    assert np.isneginf(moved["mask"][1])
+    assert not same_bits(moved["net"], PARAMS)
+
+
 @pytest.mark.parametrize("mode", ["paper", "authors"])
 def test_a_loss_in_parts_gives_the_same_step(mode):
     parts = microbatched(LOSS, 2)

@@ -297,6 +297,14 @@ class TestTrim:
         with pytest.raises(InputError, match="not finite"):
             self.trim(start=(params, ()))
 
+    def test_only_scores_that_are_ranked_must_be_finite(self):
+        params = {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3), "mask": jnp.ones((2, 2))}
+        scores = params | {"mask": jnp.full((2, 2), jnp.nan)}
+        mask, _ = trimming_mask(scores, params, fraction=0.5, trim="kernel")
+        assert int(masks.count_marked(mask)) == 3
+        with pytest.raises(InputError, match="saliency of mask is not finite"):
+            trimming_mask(scores, params, fraction=0.5)
+
     def test_no_batch_is_refused(self):
         with pytest.raises(InputError, match="without a batch of examples; give at least one"):
             self.trim(batches=[])

@@ -150,7 +150,9 @@ def test_the_host_waits_for_nothing_within_an_epoch(monkeypatch):
     reads = []
     read = jax.device_get
     monkeypatch.setattr(training, "_is_ready", lambda metrics: False)
-    monkeypatch.setattr(training, "broken", lambda *network: [])  # It reads before the first and after the last epoch.
+    monkeypatch.setattr(
+        training, "broken", lambda *network: set()
+    )  # It reads before the first and after the last epoch.
     monkeypatch.setattr(jax, "device_get", lambda tree: reads.append(len(tree)) or read(tree))
     run(tiny.method("finetune"), KEY, *tiny.start(), tiny.data(), num_epochs=2)
     assert [count for count in reads if count] == [3, 3]

@@ -19,7 +19,7 @@ import pytest
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, Method, lift, new_carry
-from scissorhands_jax.errors import CheckpointError, DivergedError, InputError, NonFiniteError
+from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
 from scissorhands_jax.methods import finetune
 from scissorhands_jax.optimizers import sgd
 from scissorhands_jax.training import distributed
@@ -348,16 +348,44 @@ class TestNonFinite:
             return carry._replace(step=carry.step + 1, params=params), {"loss": jnp.zeros(())}
 
         method = finetune(tiny.loss(), sgd(0.1), batch_size=4)._replace(step=step)
-        with pytest.raises(DivergedError, match=r"^bn/bias of the network is not finite after the last step; lower"):
+        with pytest.raises(
+            NonFiniteError,
+            match=rf"^params/bn/bias is {bad} at step 6; nothing was saved; lower the learning rate or the",
+        ):
             start(method)
 
-    def test_a_network_may_have_infinity_among_its_parameters_from_the_beginning(self):
+    @pytest.mark.parametrize("part", ["params", "model_state"])
+    def test_a_network_that_a_step_breaks_is_not_saved(self, part, tmp_path):
+        def method(bad_step=None):
+            def step(carry, batch):
+                value = jnp.where(carry.step + 1 == bad_step, jnp.nan, 1.0) if bad_step else 1.0
+                changed = jax.tree.map(lambda leaf: leaf + value, getattr(carry, part))
+                return carry._replace(step=carry.step + 1, **{part: changed}), {"loss": jnp.zeros(())}
+
+            return named("adding", counter()._replace(step=step))
+
+        def go_on(made):
+            keeper, data = Checkpointer(tmp_path, every_steps=1), Data(None, {"x": np.ones(4, np.float32)})
+            return run(made, KEY, {"w": jnp.zeros(())}, {"w": jnp.zeros(())}, data, num_epochs=2, checkpoint=keeper)
+
+        with pytest.raises(
+            NonFiniteError, match=f"{part}/w is nan at step 5; the checkpoint of step 4 is good and stays"
+        ):
+            go_on(method(5))
+        assert Checkpointer(tmp_path).latest_step == 4
+        assert float(getattr(go_on(method()), part)["w"]) == 6
+
+    def test_a_network_may_have_infinity_among_its_parameters_from_the_beginning(self, tmp_path):
         loss = lift(lambda params, batch: jnp.mean(jax.nn.softmax(batch["image"] @ params["w"] + params["mask"])[:, 0]))
         params = {"w": jnp.ones((3, 2)), "mask": jnp.array([[0.0, -jnp.inf]])}
         data = Data({"image": np.ones((4, 3), np.float32)}, {"image": np.ones((8, 3), np.float32)})
-        done = run(finetune(loss, optax.sgd(0.1), batch_size=4), KEY, params, {}, data, num_epochs=1)
+        plain, keeper = finetune(loss, optax.sgd(0.1), batch_size=4), Checkpointer(tmp_path)
+        done = run(plain, KEY, params, {}, data, num_epochs=1, checkpoint=keeper)
         assert done.steps == 2
         assert np.isneginf(done.params["mask"][0, 1])
+        # With weight decay -inf becomes inf - inf.
+        with pytest.raises(NonFiniteError, match="params/mask is nan at step 1"):
+            run(finetune(loss, sgd(0.1), batch_size=8), KEY, params, {}, data, num_epochs=1)
 
     def test_a_diverging_network_is_stopped(self):
         method = finetune(tiny.loss(), sgd(1e30), batch_size=4)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scissorhands_jax import base, losses, models
@@ -109,6 +110,16 @@ def test_a_member_that_the_last_step_breaks_does_not_end_the_others(how):
     good, bad = run_many(members(variants), data(), num_epochs=1, how=how)
     same_network(good, run(*members(variants)[0], data(), num_epochs=1))
     assert isinstance(bad, DivergedError)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_infinity_that_a_network_had_before_is_no_divergence(how):
+    loss = base.lift(lambda params, batch: jnp.mean(params["w"] * batch["x"] + jax.nn.softmax(params["mask"])[0]))
+    params = {"w": jnp.ones(()), "mask": jnp.array([0.0, -jnp.inf])}
+    examples = {"x": np.arange(4, dtype=np.float32)}
+    several = [Member(finetune(loss, optax.sgd(0.1), batch_size=2), jax.random.key(0), params, {})] * 2
+    for result in run_many(several, Data(examples, examples), num_epochs=1, how=how):
+        assert np.isneginf(result.params["mask"][1])
 
 
 def test_networks_of_different_widths_do_not_share_a_program():
