@@ -8,7 +8,7 @@ are gathered inside the compiled step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -132,6 +132,34 @@ def shared(*parts: Dataset) -> tuple[Dataset, ...]:
         return parts
     names = [name for name in parts[0] if all(name in part for part in parts)]
     return tuple({name: part[name] for name in names} for part in parts)
+
+
+def check_batches(data: Data, batches: Sequence[Batch]) -> None:
+    """Refuses batches of positions that are not in the data, which compiled code would read as others.
+
+    Args:
+      data: The data that the positions refer to.
+      batches: The batches of an epoch, in order.
+
+    Raises:
+      InputError: A position is no integer, is negative, or is not below the number of examples.
+    """
+    for part in Batch._fields:
+        total = size(getattr(data, part))
+        for number, batch in enumerate(batches):
+            positions = np.asarray(() if getattr(batch, part) is None else getattr(batch, part))
+            if not positions.size:
+                continue
+            if not np.issubdtype(positions.dtype, np.integer):
+                raise InputError(
+                    f"batch {number} of the epoch has {positions.dtype} as positions of the {part} set; give integers"
+                )
+            if positions.min() < 0 or positions.max() >= total:
+                wrong = positions.min() if positions.min() < 0 else positions.max()
+                raise InputError(
+                    f"batch {number} of the epoch names position {wrong} of the {part} set, which has {total} "
+                    "examples; positions count examples from 0"
+                )
 
 
 def gather(data: Data, batch: Batch) -> Batch:

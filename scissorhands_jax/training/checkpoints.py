@@ -127,7 +127,10 @@ class Checkpointer:
         }
         with _named_write_errors(self.directory):
             self._manager.save(
-                step, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), meta=ocp.args.JsonSave(meta))
+                step,
+                args=ocp.args.Composite(
+                    carry=ocp.args.StandardSave(_without_empty(carry)), meta=ocp.args.JsonSave(meta)
+                ),
             )
             self._remove_old()
 
@@ -183,13 +186,14 @@ class Checkpointer:
         except InputError as error:
             raise CheckpointError(str(error)) from error
         _same_arrays(arrays, describe_arrays(template), self.directory)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
         try:
             carry = self._manager.restore(step, args=ocp.args.Composite(carry=ocp.args.StandardRestore(abstract)))[
                 "carry"
             ]
         except Exception as error:
             raise CheckpointError(f"{damaged}: {_line(error)}") from error
+        carry = _with_empty(carry, template)
         if not _is_whole(carry, meta) or not _alike(carry, template):
             raise CheckpointError(f"{damaged}: its numbers have changed since they were written")
         return jax.tree.map(_as_free_as, carry, template), position
@@ -231,9 +235,20 @@ def save_network(path: str | Path, params: Params, model_state: ModelState, desc
     meta = {"description": description, "fingerprint": describe_arrays(tree), "sha256": hashing.tree_sha256(tree)}
     with _folder_of_all(path) as fresh, _named_write_errors(path), ocp.Checkpointer(_handler(tree)) as checkpointer:
         checkpointer.save(
-            fresh, args=ocp.args.Composite(network=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+            fresh,
+            args=ocp.args.Composite(network=ocp.args.StandardSave(_without_empty(tree)), meta=ocp.args.JsonSave(meta)),
         )
     ocp.multihost.sync_global_processes("save_network")
+
+
+def _without_empty(tree: PyTree) -> PyTree:
+    """A tree with a zero in place of each array that has no entries, which Orbax does not write."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else np.zeros(1, np.uint8), tree)
+
+
+def _with_empty(tree: PyTree, template: PyTree) -> PyTree:
+    """Undoes `_without_empty`: arrays without entries are those of the template."""
+    return jax.tree.map(lambda leaf, like: leaf if like.size else like, tree, template)
 
 
 @contextlib.contextmanager
@@ -292,9 +307,8 @@ def load_network(path: str | Path, params: Params, model_state: ModelState) -> t
     abstract = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), template)
     try:
         with ocp.Checkpointer(_handler(template)) as checkpointer:
-            tree = checkpointer.restore(path, args=ocp.args.Composite(network=ocp.args.StandardRestore(abstract)))[
-                "network"
-            ]
+            asked = ocp.args.StandardRestore(_without_empty(abstract))
+            tree = _with_empty(checkpointer.restore(path, args=ocp.args.Composite(network=asked))["network"], abstract)
     except Exception as error:
         raise CheckpointError(f"the network checkpoint {path} is damaged: {_line(error)}") from error
     if not _is_whole(tree, meta) or not _alike(tree, template):

@@ -117,7 +117,7 @@ def run(
       InputError: `num_epochs` is negative, `steps_per_call` is below 1, one of them is no whole number, the key is a
         number, the parameters hold something else than real floating-point arrays, the model state something else than
         arrays, the data hold NaN, infinity, a negative label or arrays of one name and two types,
-        the method refuses the data, or the layout does not divide a batch.
+        the method refuses the data or names examples that they lack, or the layout does not divide a batch.
       NonFiniteError: A metric, or the network that a step made, became NaN or infinite. The network is looked at in the
         end and before it is saved, so that every checkpoint is of a good one; those before that step stay.
       CheckpointError: The checkpoint folder belongs to another run, or is damaged.
@@ -308,6 +308,7 @@ class _Epochs:
 
     def __call__(self, carry: Carry, batches: Sequence[Batch], position: Position) -> Carry:
         """The carry after the steps from this position to the end of its epoch."""
+        data_lib.check_batches(self.feed.data, batches)
         every = None if self.checkpoint is None else self.checkpoint.every_steps
         per_call = self.steps_per_call or feeding.steps_per_call(self.feed.data, batches)
         calls = feeding.group_steps(batches, position.offset, per_call=per_call, every=every)

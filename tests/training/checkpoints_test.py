@@ -377,6 +377,23 @@ def test_numbers_among_the_parameters_are_kept_as_arrays(tmp_path):
     assert Checkpointer(tmp_path).latest_step == 2
 
 
+def test_arrays_without_entries_are_kept(tmp_path):
+    loss = lift(lambda params, batch: jnp.mean(jnp.square(params["w"] - batch["x"])) + jnp.sum(params["none"]))
+    x = {"x": np.arange(4, dtype=np.float32)}
+    start = {"w": jnp.ones(()), "none": jnp.zeros((0, 3))}, {"rows": jnp.zeros((2, 0), jnp.bfloat16)}
+
+    def two_epochs():
+        method = finetune(loss, sgd(0.1), batch_size=2)
+        return run(method, jax.random.key(0), *start, Data(x, x), num_epochs=2, checkpoint=Checkpointer(tmp_path))
+
+    expected = two_epochs()
+    shutil.rmtree(tmp_path / "4")
+    found = two_epochs()
+    assert same_bits((found.params, found.model_state), (expected.params, expected.model_state))
+    checkpoints.save_network(tmp_path / "net", *start, {})
+    assert same_bits(checkpoints.load_network(tmp_path / "net", *start), start)
+
+
 def tiny_run(**options):
     return run(tiny.method("finetune"), jax.random.key(0), *tiny.start(), tiny.data(), num_epochs=1, **options)
 

@@ -310,6 +310,21 @@ class TestProgress:
             count(counter(), epochs=epochs)
 
 
+@pytest.mark.parametrize("feed_from", ["device", "host"])
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([0, 4], "names position 4 of the retain set, which has 4 examples; positions count examples from 0"),
+        ([-1, 0], "names position -1 of the retain set"),
+        ([0.0, 1.0], "has float64 as positions of the retain set; give integers"),
+    ],
+)
+def test_batches_of_examples_that_are_not_there_are_refused(positions, message, feed_from):
+    batches = [Batch(retain=np.zeros(2, np.int32)), Batch(retain=np.array(positions))]
+    with pytest.raises(InputError, match=f"batch 1 of the epoch {message}"):
+        count(counter()._replace(batches=lambda *_: batches), feed_from=feed_from)
+
+
 class TestNonFinite:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # On accelerators metrics are read rarely.
