@@ -46,14 +46,14 @@ def sgd(
         optimizer is a function.
     """
     if not callable(learning_rate):
-        check_not_negative("learning_rate", learning_rate)
-    check_not_negative("momentum", momentum)
-    check_not_negative("weight_decay", weight_decay)
-    if nesterov and not momentum:
+        learning_rate = _number("learning_rate", learning_rate)
+    momentum, weight_decay = _number("momentum", momentum), _number("weight_decay", weight_decay)
+    has_momentum = isinstance(momentum, jax.core.Tracer) or bool(momentum)
+    if nesterov and not has_momentum:
         raise InputError("Nesterov's momentum needs a momentum above 0, got 0; give one, or leave nesterov=True out")
     numbers: dict[str, Any] = {
         "learning_rate": learning_rate,
-        "momentum": momentum or None,
+        "momentum": momentum if has_momentum else None,
         "weight_decay": weight_decay,
     }
     if callable(learning_rate) and scheduled:
@@ -65,6 +65,20 @@ def sgd(
     init = _with_numbers(_sgd, **numbers, nesterov=nesterov).init
     present = tuple(name for name, value in numbers.items() if value is not None)
     return optax.GradientTransformationExtraArgs(init, _shared_update(present, nesterov))
+
+
+def _number(name: str, value: Any) -> Any:
+    """Returns a setting that is not negative, as a float where it is one of NumPy's, which optax takes for no number.
+
+    A number that is being traced cannot be looked at.
+
+    Raises:
+      InputError: It is negative, infinite or no number.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    check_not_negative(name, value)
+    return float(value) if isinstance(value, np.generic) and not isinstance(value, float) else value
 
 
 def _with_numbers(make: Callable[..., optax.GradientTransformation], **numbers: Any) -> optax.GradientTransformation:
@@ -113,9 +127,9 @@ def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 
     Raises:
       InputError: A setting is out of its range.
     """
-    check_not_negative("learning_rate", learning_rate)
-    check_not_negative("weight_decay", weight_decay)
-    if not 0 <= momentum < 1:
+    learning_rate, weight_decay = _number("learning_rate", learning_rate), _number("weight_decay", weight_decay)
+    momentum = _number("momentum", momentum)
+    if not isinstance(momentum, jax.core.Tracer) and not momentum < 1:
         raise InputError(f"momentum must be at least 0 and below 1, got {momentum}")
     return _with_numbers(
         _adamw,

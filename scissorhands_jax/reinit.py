@@ -33,7 +33,7 @@ def reinitialize(
     params: Params,
     mask: Mask,
     *,
-    initializer: Initializer | ByName,
+    initializer: Initializer | ByName | str,
     trim: Selection | None = None,
 ) -> Params:
     """Replaces the marked weights by fresh draws. The other weights stay the same, bit for bit.
@@ -45,14 +45,18 @@ def reinitialize(
       key: A typed PRNG key.
       params: A pytree of floating point arrays.
       mask: A pytree of bools with the structure and shapes of `params`. Weights marked True are replaced.
-      initializer: `(key, shape, dtype) -> array`, one from this module or from `jax.nn.initializers`; or `ByName`, for
-        a choice by the name of the leaf.
+      initializer: `(key, shape, dtype) -> array`, one from this module or from `jax.nn.initializers`; its name in
+        `INITIALIZERS`; or `ByName`, for a choice by the name of the leaf.
       trim: The leaves that may change, as `trees.select` returns them. Nothing is drawn for the others. By default
         all leaves may change.
 
     Returns:
       A new pytree like `params`.
+
+    Raises:
+      InputError: The initializer is none of these.
     """
+    initializer = initializer_of(initializer)
 
     def leaf(position, path, weights, marked, chosen):
         if not chosen:
@@ -238,8 +242,9 @@ def published(*, out_axis: int | None = None) -> ByName:
     return with_zero_biases(uniform(out_axis=out_axis))
 
 
-def with_zero_biases(initializer: Initializer) -> ByName:
+def with_zero_biases(initializer: Initializer | ByName | str) -> ByName:
     """Returns a rule by which biases become 0 and all other leaves are drawn from the given initializer."""
+    initializer = initializer_of(initializer)
     return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else _of_leaf(initializer, name))
 
 
@@ -261,3 +266,19 @@ def by_name(name: str) -> Initializer:
     if name not in INITIALIZERS:
         raise InputError(f"there is no initializer {name!r}; {suggest(name, INITIALIZERS)}")
     return INITIALIZERS[name]()
+
+
+def initializer_of(initializer: Initializer | ByName | str) -> Initializer | ByName:
+    """Returns an initializer as it is, or that with a name in `INITIALIZERS`.
+
+    Raises:
+      InputError: No initializer has that name, or it is something else.
+    """
+    if isinstance(initializer, str):
+        return by_name(initializer)
+    if not callable(initializer) and not isinstance(initializer, ByName):
+        raise InputError(
+            f"the initializer is {initializer!r}; give a function (key, shape, dtype), or one of "
+            f"{', '.join(INITIALIZERS)}"
+        )
+    return initializer

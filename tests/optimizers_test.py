@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from scissorhands_jax.optimizers import (
     sgd,
     triangle,
 )
+from tests.comparison import same_bits
 
 START = {"w": np.array([1.0, -2.0], np.float32), "b": np.array([0.5], np.float32)}
 GRADIENTS = [{"w": np.array([0.3, -0.1], np.float32), "b": np.array([2.0], np.float32)}] * 2 + [
@@ -85,6 +87,17 @@ def test_numbers_travel_in_the_state_and_share_their_update():
 def test_negative_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         sgd(**settings)
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_numbers_of_numpy_and_traced_ones_are_numbers(make):
+    def ends(rate, momentum, weight_decay):
+        return list(steps_of(make(rate, momentum=momentum, weight_decay=weight_decay)))[-1]
+
+    expected = ends(0.5, 0.25, 0.0)
+    assert same_bits(ends(np.float32(0.5), np.float32(0.25), np.int64(0)), expected)
+    for found in (jax.jit(ends)(0.5, 0.25, 0.0), jax.jit(lambda rate: ends(rate, 0.25, 0.0))(0.5)):
+        chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 def test_an_optimizer_without_a_schedule_is_not_given_one():

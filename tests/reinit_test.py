@@ -232,6 +232,21 @@ def test_unknown_names_are_refused_with_the_known_ones():
         reinit.by_name("xavier")
 
 
+def test_a_name_stands_for_its_initializer():
+    params = {"w": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    mask = jax.tree.map(lambda leaf: leaf > 0, params)
+
+    def draw(initializer):
+        return reinit.reinitialize(KEY, params, mask, initializer=initializer)
+
+    assert bits(draw("normal")) == bits(draw(reinit.normal()))
+    assert not draw(reinit.with_zero_biases("normal"))["bias"].any()
+    with pytest.raises(InputError, match="there is no initializer 'unifrom'; near matches: uniform"):
+        draw("unifrom")
+    with pytest.raises(InputError, match=r"the initializer is 0\.1; give a function"):
+        draw(0.1)
+
+
 def test_works_inside_jit():
     params = network()
     mask = random_mask(params, 3)

@@ -62,11 +62,11 @@ class MsgOptions:
 class MsgArguments(MsgOptions):
     """The keyword arguments of `msg`."""
 
-    initializer: reinit.Initializer | reinit.ByName | None = None
-    """What the weights become. None is PyTorch's `kaiming_normal_` with `mode="fan_out"`: normal with the variance
-    2 / fan-out. Outputs are the first axis of arrays called `weight`, as in Equinox and PyTorch, and otherwise the last
-    one, as in Flax. Another layout needs `jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis,
-    out_axis)`."""
+    initializer: reinit.Initializer | reinit.ByName | str | None = None
+    """What the weights become: an initializer, or its name in `reinit.INITIALIZERS`. None is PyTorch's
+    `kaiming_normal_` with `mode="fan_out"`: normal with the variance 2 / fan-out. Outputs are the first axis of arrays
+    called `weight`, as in Equinox and PyTorch, and otherwise the last one, as in Flax. Another layout needs
+    `jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis, out_axis)`."""
 
 
 @takes(MsgArguments)
@@ -99,7 +99,7 @@ def msg(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, option
     masks.check_fraction(options.fraction)
     check_not_negative("kept_scale", options.kept_scale)
     check_choice("mode", options.mode, typing.get_args(Mode))
-    initializer = options.initializer or reinit.ByName(_kaiming_fan_out)
+    initializer = reinit.initializer_of(options.initializer or reinit.ByName(_kaiming_fan_out))
     objective = retain_loss(loss_fn)
 
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:

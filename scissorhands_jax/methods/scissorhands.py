@@ -226,10 +226,8 @@ def _check(
     check_pair(options.pair, loss_fn)
     # Refuses numbers that are out of their ranges.
     projection.project_gradient(options.num_constraints, margin=semantics.margin, eps=semantics.eps)
-    if isinstance(options.initializer, str):
-        return reinit.by_name(options.initializer)
     usual = reinit.published if options.mode == "authors" else reinit.uniform
-    return usual() if options.initializer is None else options.initializer
+    return usual() if options.initializer is None else reinit.initializer_of(options.initializer)
 
 
 def _batches(semantics: Semantics, sizes: PairedOptions) -> Batches:

@@ -41,7 +41,7 @@ def trim_network(
     batches: Iterable[PyTree],
     *,
     fraction: float,
-    initializer: reinit.Initializer | reinit.ByName,
+    initializer: reinit.Initializer | reinit.ByName | str,
     rank: Where = None,
     trim: Where = None,
     semantics: Semantics = SEMANTICS["paper"],
@@ -60,7 +60,7 @@ def trim_network(
       batches: Batches of forget examples, at least one.
       fraction: The share of the ranked weights that is marked, above 0 and below 1. Those of trimmed leaves are
         re-initialised.
-      initializer: What trimmed weights become.
+      initializer: What trimmed weights become: an initializer, or its name in `reinit.INITIALIZERS`.
       rank: The leaves whose weights are ranked, as a pattern for `trees.select`. None is the trimmed ones, or all where
         the semantics say so.
       trim: The leaves that are trimmed, as a pattern for `trees.select`, less those that the semantics leave alone: by
@@ -70,12 +70,13 @@ def trim_network(
         without.
 
     Raises:
-      InputError: There is no batch, the key or the loss is of another form, the fraction is out of its range, a pattern
-        matches nothing, or scores are not finite.
+      InputError: There is no batch, the key, the loss or the initializer is of another form, the fraction is out of its
+        range, a pattern matches nothing, or ranked scores are not finite.
     """
     check_key(key)
     masks.check_fraction(fraction)
     trimming_leaves(params, rank=rank, trim=trim, semantics=semantics)  # refuses patterns before anything is computed
+    initializer = reinit.initializer_of(initializer)
     sums = saliency.gradient_sum(
         loss_fn,
         params,

@@ -10,7 +10,7 @@ import pytest
 
 import scissorhands_jax as sh
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import losses, reinit, trees
+from scissorhands_jax import losses, trees
 from scissorhands_jax.base import Batch
 from scissorhands_jax.errors import InputError
 from tests import tiny
@@ -77,14 +77,14 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 def test_a_trainer_trims_a_network_itself():
     params, model_state = tiny.start()
-    trimmed = sh.trim_network(
-        KEY, tiny.loss(), params, model_state, [FORGET], fraction=0.2, initializer=reinit.uniform()
-    )
+    trimmed = sh.trim_network(KEY, tiny.loss(), params, model_state, [FORGET], fraction=0.2, initializer="uniform")
     changed = sum(
         int((old != new).sum()) for old, new in zip(*map(jax.tree.leaves, (params, trimmed.params)), strict=True)
     )
     ranked = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
     assert changed == round(0.2 * ranked)
+    with pytest.raises(InputError, match="there is no initializer 'unifrom'"):
+        sh.trim_network(KEY, tiny.loss(), params, model_state, [], fraction=0.2, initializer="unifrom")
 
 
 def test_a_way_of_pairing_that_cannot_be_meant_is_refused():
