@@ -22,6 +22,7 @@ import dis
 import enum
 import functools
 import importlib.util
+import site
 import sys
 import sysconfig
 import types
@@ -434,6 +435,8 @@ def _folders() -> tuple[tuple[str, ...], ...]:
     """Returns the folders of the libraries whose version is recorded, of installed packages, and of Python itself."""
     found = [importlib.util.find_spec(name) for name in LIBRARIES]
     libraries = [str(Path(spec.origin).parent) for spec in found if spec is not None and spec.origin is not None]
+    # Also what `pip install --user` and the packages of a system bring, wherever this Python itself installs.
     installed = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    installed += [*site.getsitepackages(), site.getusersitepackages()]
     standard = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
     return tuple(tuple(f"{path}/" for path in paths) for paths in (libraries, installed, standard))

@@ -7,6 +7,7 @@ import importlib
 import json
 import operator
 import re
+import site
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from scissorhands_jax.base import Method, Model, lift
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import classification_loss, microbatched
 from scissorhands_jax.models import from_equinox, from_nnx
+from scissorhands_jax.training import descriptions
 from scissorhands_jax.training.descriptions import describe_value, named
 from scissorhands_jax.training.identity import differences
 from tests import tiny
@@ -127,6 +129,16 @@ def test_what_a_function_takes_from_a_package_counts(where, tmp_path, monkeypatc
     ]
     assert found[0] != found[1]
     assert found[0] == found[2]
+
+
+@pytest.mark.parametrize("asked", ["getusersitepackages", "getsitepackages"])
+def test_packages_in_the_folder_of_a_user_or_a_system_are_installed(asked, tmp_path, monkeypatch):
+    found = str(tmp_path) if asked == "getusersitepackages" else [str(tmp_path)]
+    monkeypatch.setattr(site, asked, lambda: found)
+    for cached in (descriptions._folders, descriptions._origin):
+        monkeypatch.setattr(descriptions, cached.__name__, functools.cache(cached.__wrapped__))
+    assert descriptions._origin(str(tmp_path / "package" / "losses.py")) == "installed"
+    assert descriptions._origin(str(tmp_path.parent / "losses.py")) == "own"
 
 
 def importing_what_is_missing(params, batch):
