@@ -177,7 +177,7 @@ def test_a_killed_process_started_again_ends_bit_equal(tmp_path):
         assert not output.exists()
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     # At most the step that was being saved is taken again, besides those whose lines were never read.
-    assert 8 <= int(finished.stdout.split()[0]) <= 12 or not finished.stdout
+    assert not finished.stdout or 8 <= int(finished.stdout.split()[0]) <= 12
     namespace = {"__name__": "job"}
     exec(textwrap.dedent(KILLED), namespace)
     expected = namespace["job"](None, None).params["w"]
@@ -188,14 +188,15 @@ def test_params_and_data_of_the_caller_are_left_alone():
     params, model_state = jax.tree.map(jnp.copy, tiny.start())
     for case in CASES.values():
         method, data = case()
-        data = jax.tree.map(jnp.asarray, data)
-        before = jax.tree.map(np.array, (params, model_state, data))
-        result = run(method, KEY, params, model_state, data, num_epochs=1)
-        assert same_bits(jax.tree.map(np.asarray, (params, model_state, data)), before)
+        given = params, model_state, jax.tree.map(jnp.asarray, data)
+        before = jax.tree.map(np.array, given)
+        result = run(method, KEY, *given, num_epochs=1)
+        assert same_bits(jax.tree.map(np.asarray, given), before)
         assert not same_bits(result.params, params)
-    # NumPy arrays do as well.
-    again = run(method, KEY, *before, num_epochs=1)
-    assert same_bits(network(again), network(result))
+    # NumPy arrays do as well, which no device owns.
+    given = jax.tree.map(np.copy, before)
+    assert same_bits(network(run(method, KEY, *given, num_epochs=1)), network(result))
+    assert same_bits(given, before)
 
 
 def test_time_spent_compiling_is_told_apart():
@@ -241,8 +242,11 @@ def test_steps_taken_while_others_are_compiled_count_as_running():
 
     compiled = new_method()
     seconds(compiled, 1)
-    times = round(100 * 0.5 / seconds(compiled, 100))
-    assert seconds(new_method(), times) > 0.5 * seconds(compiled, times) > 0.1
+    times = round(100 * 0.5 / min(seconds(compiled, 100) for _ in range(3)))
+    # Whatever else the machine does makes a run slower, and none faster.
+    alone = min(seconds(compiled, times) for _ in range(3))
+    assert alone > 0.1
+    assert min(seconds(new_method(), times) for _ in range(2)) > 0.5 * alone
 
 
 def counter(bad_step=None, value=np.nan):
