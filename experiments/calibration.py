@@ -25,12 +25,19 @@ from typing import Any
 import numpy as np
 
 from experiments import programs
-from scissorhands_jax.audit.analysis import Analysis, AuditedSet, Measurement, MetricEstimate, Watched
+from scissorhands_jax.audit.analysis import (
+    LEAST_FOR_KLOM,
+    Analysis,
+    AuditedSet,
+    Measurement,
+    MetricEstimate,
+    Watched,
+)
 from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance
 from scissorhands_jax.report.gates import Gate
 from scissorhands_jax.terminal import Console
 
-PERFECT, LEAKY = "perfect", "leaky"
+PERFECT, LEAKY, OVERSHOT = "perfect", "leaky", "overshot"
 CLASSES = 10
 
 
@@ -57,13 +64,13 @@ def made_up_audit(
       forget_sets: The number of forget sets.
       memory: How much higher the margin of a training example is.
       left: How much of that the method `LEAKY` leaves on the forget set. The method `PERFECT` leaves nothing, so that
-        its networks are like retrained ones.
+        its networks are like retrained ones, and `OVERSHOT` takes half as much again as there was.
       alike: The share of the variance of the noise that examples of one class have in common.
       shift: The standard deviation of what all examples of a network have in common.
     """
     generator = np.random.default_rng(seed)
     others = examples if others is None else others
-    sizes = [examples] * forget_sets + [20, 4 * others, 2 * others]
+    sizes = [examples] * forget_sets + [LEAST_FOR_KLOM, 4 * others, 2 * others]
     *own, always, halved, held_out = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     trained, total = sum(sizes[:-1]), sum(sizes)
     included = np.zeros((networks, trained), bool)
@@ -91,11 +98,11 @@ def made_up_audit(
                 measurements.append(Measurement(number, REFERENCE, network, margins))
                 continue
             measurements.append(Measurement(number, ORIGINAL, network, margins))
-            for label, share in ((PERFECT, 0.0), (LEAKY, left)):
+            for label, share in ((PERFECT, 0.0), (LEAKY, left), (OVERSHOT, -0.5)):
                 fresh = easy + memory * seen + noise()
                 fresh[columns] -= memory * (1 - share)
                 measurements.append(Measurement(number, label, network, fresh))
-    names = (ORIGINAL, REFERENCE, PERFECT, LEAKY)
+    names = (ORIGINAL, REFERENCE, PERFECT, LEAKY, OVERSHOT)
     sets = tuple(AuditedSet(f"set {number}", names, columns, False) for number, columns in enumerate(own))
     watched = Watched(
         labels=labels, included=included, forget_sets=sets, always=always, halved=halved, held_out=held_out

@@ -110,8 +110,9 @@ class Influence(NamedTuple):
     def share_estimate(self, level: float = 0.95, *, least: float = 0.0) -> Estimate:
         """Makes the interval of a share such as a true positive rate, which is Wilson's with the variance found here.
 
-        The share has the variance of one of n independent examples, p (1 - p) / n, for some n. If no variance was
-        found, n is the number of examples.
+        The share has the variance of one of n independent examples, p (1 - p) / n, for some n, which is at most the
+        number of scores. Where no variance was found, or the share is 0 or 1, n is at most the number of examples,
+        because nothing shows that networks differ in which examples they have above the threshold.
 
         Args:
           level: The coverage that the interval aims at, in (0, 1).
@@ -125,10 +126,13 @@ class Influence(NamedTuple):
         variance, freedom = self.variance()
         spread = self.value * (1 - self.value)
         typical = max(self.value, least) * (1 - max(self.value, least))
-        number = typical / variance if typical > 0 and variance > 0 else float(max(1, self.counted))
+        number = float(max(1, self.counted))
+        if typical > 0 and variance > 0:
+            number = min(number * (self.networks if spread else 1), typical / variance)
         t = float(stats.t.ppf(0.5 + level / 2, freedom))
         middle = (self.value + t**2 / (2 * number)) / (1 + t**2 / number)
-        reach = t / (1 + t**2 / number) * math.sqrt(spread / number + t**2 / (4 * number**2))
+        # Below `least` the variance is that of the threshold, and more than that of so small a share of n examples.
+        reach = t / (1 + t**2 / number) * math.sqrt(max(variance, spread / number) + t**2 / (4 * number**2))
         low, high = max(0.0, middle - reach), min(1.0, middle + reach)
         found = self.estimate(level)
         return found._replace(low=min(low, self.value), high=max(high, self.value))

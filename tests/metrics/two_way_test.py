@@ -96,6 +96,9 @@ class TestClosedForms:
         nothing = influence._replace(value=0.0, of_examples=np.zeros(200)).share_estimate()
         assert nothing.low == 0
         assert nothing.high == pytest.approx(stats.binomtest(0, 200).proportion_ci(method="wilson").high, rel=0.02)
+        # An uncertain threshold adds next to nothing where no score is near it, and is no reason to believe more.
+        threshold = influence._replace(value=0.0, of_examples=np.full(200, 1e-9)).share_estimate(least=0.01)
+        assert threshold.high == pytest.approx(nothing.high, rel=0.02)
 
     def test_a_rate_of_which_nothing_is_seen_has_wilsons_interval_of_the_examples(self):
         """No positive of any network is above the threshold, or all are."""
@@ -269,7 +272,21 @@ class TestAudits:
         found = made_up(self.COUNT, alike=0.3)[label, f"{attack}_tpr_at_1"]
         share, reach = held([one.share_estimate(least=0.01) for one in found], np.mean([one.value for one in found]))
         assert share >= 0.93 - error(self.COUNT)
-        assert 1.6 < reach < 4
+        assert 1.6 < reach < 4.5
+
+    @pytest.mark.parametrize("shift", [-0.4, 0.0])
+    def test_true_positive_rates_below_the_rate_of_false_positives(self, shift):
+        """A method that overshoots has them: at a shift of -0.4, 1 % of false positives leave 0.3 % of true ones."""
+        audits, pairs, examples = 120, 8, 40
+        generator, found = np.random.default_rng(0), []
+        for _ in range(audits):
+            attack = Attack(*(generator.normal(size=(pairs, examples)) for _ in range(2)))
+            columns = np.arange(examples), examples + np.arange(examples)
+            attack = attack._replace(positives=attack.positives + shift)
+            found.append(two_way.attack_influences(attack, *columns, rates=(0.01,))["tpr_at_1"])
+        share, reach = held([one.share_estimate(least=0.01) for one in found], np.mean([one.value for one in found]))
+        assert share >= 0.95 - error(audits)
+        assert 1.6 < reach < 6
 
     @pytest.mark.parametrize(("label", "metric"), [(ORIGINAL, "forgetting_score"), (NULL, "forgetting_score_halves")])
     def test_forgetting_scores(self, label, metric):
