@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from scipy import stats
-
 from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate
 
 TOLD = 0.05
@@ -21,9 +18,10 @@ def language_gates(
 ) -> list[Gate]:
     """Makes the gates of the calibrated test and of a membership attack.
 
-    The test must tell every original from retrained networks, and of retrained networks, each compared with others, no
-    more than chance allows. The attack must find the forget set in every original more clearly than in any retrained
-    network; this gate decides about the attack alone.
+    The test must tell every original from retrained networks, and no retrained network from the others. These p-values
+    are of the same networks, so the smallest is judged by Bonferroni's bound, which holds however they depend on each
+    other. The attack must find the forget set in every original more clearly than in any retrained network; this gate
+    decides about the attack alone.
 
     Args:
       original_p: p-values of the calibrated test, one for each original.
@@ -46,12 +44,14 @@ def language_gates(
 def _silent(retrained_p: Sequence[float]) -> Gate:
     if not retrained_p:
         return Gate(SILENT, None, "no retrained network is left to compare with the others", "calibrated_p")
-    count = int(np.sum(np.asarray(retrained_p) < TOLD))
-    chance = float(stats.binom.sf(count - 1, len(retrained_p), TOLD))
-    why = f"the calibrated test tells {count} of {len(retrained_p)} retrained networks from the others (p = "
-    why += f"{_listed(retrained_p)}); so many or more are found by chance in {100 * chance:.2g} % of cases, must be "
-    why += f"above {100 * TOLD:g} %: " + ("it is" if chance > TOLD else "the test finds what is not there")
-    return Gate(SILENT, chance > TOLD, why, "calibrated_p")
+    count = len(retrained_p)
+    bound = min(1.0, count * min(retrained_p))
+    passed = bound > TOLD
+    why = f"the calibrated test of each retrained network against the others has p = {_listed(retrained_p)}; the "
+    why += f"smallest times {count} is {bound:.2g}, must be above {TOLD}: "
+    why += "it is" if passed else "the test finds what is not there"
+    why += f" (in a sound evaluation it fails in {100 * TOLD:g} % of cases at most)"
+    return Gate(SILENT, passed, why, "calibrated_p")
 
 
 def _listed(values: Sequence[float]) -> str:

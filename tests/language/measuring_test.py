@@ -8,6 +8,7 @@ from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language import token_scores as by_rows
 from scissorhands_jax.language.aggregates import retain_utility
+from scissorhands_jax.language.calibration import calibrated_test
 from scissorhands_jax.language.gates import language_gates
 from scissorhands_jax.language.greedy import recomputing
 from scissorhands_jax.language.measuring import (
@@ -96,13 +97,28 @@ def test_utility_without_a_world_is_a_mean_of_three():
     [
         ([0.01], [0.4, 0.9], ([0.9], [0.6]), [True, True, True]),
         ([0.06], [0.4, 0.9], ([0.6], [0.6]), [False, True, False]),
-        ([0.01, 0.2], [0.04] + [0.5] * 4, ([0.9], [0.6]), [False, True, True]),
-        ([0.01], [0.04, 0.03, 0.5, 0.5, 0.5], ([0.9], [0.6]), [True, False, True]),
+        ([0.01, 0.2], [0.02] + [1.0] * 4, ([0.9], [0.6]), [False, True, True]),
+        ([0.01], [0.009] + [1.0] * 4, ([0.9], [0.6]), [True, False, True]),
+        ([0.01], [0.06], ([0.9], [0.6]), [True, True, True]),
+        ([0.01], [0.05], ([0.9], [0.6]), [True, False, True]),
         ([0.01], [], ([0.9], [0.6]), [True, None, True]),
     ],
 )
 def test_gates_ask_for_the_original_and_for_silence(original, retrained, areas, passed):
     assert [gate.passed for gate in language_gates(original, retrained, *areas)] == passed
+
+
+@pytest.mark.parametrize(("leak", "failed"), [(0.0, (0.0, 0.12)), (1.0, (0.9, 1.0))])
+def test_retrained_networks_that_share_their_references_are_found_no_more_often_than_the_gate_says(leak, failed):
+    """Five networks, each against the other four, of which one may have seen the forget set after all."""
+    generator, silent = np.random.default_rng(0), []
+    for _ in range(60):
+        ratios = generator.normal(0.0, 0.3, (5, 40))
+        ratios[2] += leak
+        tested = [calibrated_test(ratios[place], np.delete(ratios, place, 0)).p for place in range(5)]
+        silent.append(language_gates([0.01], tested, [0.9], [0.6])[1])
+    assert failed[0] <= np.mean([not gate.passed for gate in silent]) <= failed[1]
+    assert "in a sound evaluation it fails in 5 % of cases at most" in silent[0].explanation
 
 
 def test_an_answer_that_fits_the_context_is_said_whatever_it_is_rounded_to():
