@@ -77,7 +77,7 @@ class InsideNumbers:
     another task its first metric, negative if lower is better."""
     probe_forget: float | None
     """The accuracy of a linear probe of the features on the forget set, in percent. None if it is no classifier, or one
-    without a linen `Dense` layer or of several inputs."""
+    without a linen `Dense` layer or of several inputs, or if whole classes are forgotten."""
     probe_held_out: float | None
     """The accuracy of that probe on held-out examples, in percent. None as above."""
     distance_original: float
@@ -105,7 +105,11 @@ class Measurement:
 
 
 class MetricEstimate(NamedTuple):
-    """A metric of one method on the forget set of one scenario. If the scenario is None, it is the mean over all."""
+    """A metric of one method on the forget set of one scenario.
+
+    If the scenario is None, it is the mean over all forget sets of the method on which the metric was measured: LiRA is
+    not on whole classes, for instance. The entries that have a scenario say which these are.
+    """
 
     scenario: str | None
     method: str
@@ -143,9 +147,6 @@ class Analysis:
         self.measurements = measurements
         self.pairs = len(watched.included) // 2
         self.klom_bins = klom_bins(self.pairs)
-        # Networks are probed if they are classifiers. What others recover is no difference of accuracies, whose range
-        # is known; of classifiers whose features cannot be read it is one, and this range is not used.
-        self._of_accuracies = all(one.inside is None or one.inside.probe_forget is not None for one in measurements)
         self._references = self._scores(REFERENCE, 0) | self._scores(ORIGINAL, 0)
 
     def _of(self, label: str, number: int) -> list[Measurement]:
@@ -338,7 +339,7 @@ class Analysis:
         if is_rate:
             found = influence.share_estimate(least=float(percent) / 100)
         else:
-            found = influence.estimate(bounds=_bounds(metric, of_accuracies=self._of_accuracies))
+            found = influence.estimate(bounds=_bounds(metric, of_accuracies=self.watched.of_margins))
         return MetricEstimate(scenario, label, metric, found)
 
     def attack_gates(self, reported: Collection[str]) -> list[Gate]:
@@ -359,8 +360,25 @@ class Analysis:
             for label, name in ((null, SILENT), (ORIGINAL, CAUGHT)):
                 mean = self._found[2].get((label, metric))
                 found = None if mean is None else mean.estimate(GATE_LEVEL, (0, 1))
-                gates.append(of_attack(name, metric, label == ORIGINAL, found)._replace(reported=metric in reported))
+                gate = of_attack(name, metric, label == ORIGINAL, found, lacking=self._lacking(metric, label))
+                gates.append(gate._replace(reported=metric in reported))
         return gates
+
+    def _lacking(self, metric: str, label: str) -> str:
+        """Says why a metric of a gate could be measured on no forget set."""
+        sets, kind = self.watched.forget_sets, metric.partition("_")[0]
+        if kind == "population":
+            return "takes held-out examples of the classes of the forget set"
+        if kind == "rmia" and not self.watched.of_margins:
+            return "takes the margins of a classifier"
+        if kind in ("lira", "rmia") and all(one.of_classes for one in sets):
+            return "says nothing where whole classes are forgotten, because half of its references never saw them"
+        least = {"klom": LEAST_FOR_KLOM, "forgetting": LEAST_FOR_SCORES}.get(kind, 0)
+        most = max(len(one.columns) for one in sets)
+        if most < least:
+            return f"takes {least} forget examples, and there are {most}"
+        needed = 12 if label == NULL else 6  # Three pairs, of halves each.
+        return f"takes {needed} networks, and there are {2 * self.pairs}"
 
     def distance_gates(self, reported: Collection[str]) -> list[Gate]:
         """Checks that the original is farther from retrained networks than these are from each other, in equal numbers.
@@ -376,8 +394,10 @@ class Analysis:
             original, null = (self._found[2].get((label, metric)) for label in (ORIGINAL, NULL))
             ready = None if original is None or null is None else (original.value, null.value)
             farther = None if original is None or null is None else two_way.difference(original, null).estimate(0.9)
-            is_reported = any(shown.startswith(metric.removesuffix("_halves")) for shown in reported)
-            gates.append(of_distance(metric, ready, farther)._replace(reported=is_reported))
+            kind = metric.partition("_")[0]
+            is_reported = any(shown.partition("_")[0] == kind for shown in reported)
+            gate = of_distance(metric, ready, farther, lacking=self._lacking(metric, NULL))
+            gates.append(gate._replace(reported=is_reported))
         return gates
 
 
@@ -399,7 +419,9 @@ def _named(attack: str, influences: Mapping[str, Influence]) -> dict[str, Influe
 
 
 def _bounds(metric: str, *, of_accuracies: bool) -> tuple[float, float]:
-    if metric.startswith(("klom", "distance")):
+    if metric.startswith("klom"):
+        return 0.0, -math.log(ensemble_distances.KLOM_FLOOR)
+    if metric.startswith("distance"):
         return 0.0, np.inf
     if metric in ("recovered", "probe_gap"):
         return (-100.0, 100.0) if of_accuracies else UNBOUNDED

@@ -381,7 +381,7 @@ class Audit:
         )
         # What comes back is how much better the network becomes on the forget set, whatever the metric.
         recovered = recovered if self.task.metrics[0].better == "higher" else [-number for number in recovered]
-        probed = self._probe(target, network) if self._is_probed else (None, None)
+        probed = self._probe(target, network)
         partner, _ = self.load(int(ensembles.partner(target.network)))
         # For each forget set one network of a pair is the original and the other is retrained.
         first, second = original[0], partner
@@ -400,13 +400,22 @@ class Audit:
         """Whether the networks are classifiers whose features can be read."""
         return self.task.classifies and probes.has_features(self.loaded.model, self.task.inputs(self.watched_examples))
 
-    def _probe(self, target: AuditTarget, network: tuple[Params, ModelState]) -> tuple[float, ...]:
-        """Measures how well a linear probe of the features knows the classes of forgotten and of held-out examples."""
-        inputs, label = self.task.inputs(self.watched_examples), self.watched.labels
-        features = probes.features(self.loaded.model, *network, inputs)
+    def _probe(
+        self, target: AuditTarget, network: tuple[Params, ModelState]
+    ) -> tuple[float, float] | tuple[None, None]:
+        """Measures how well a linear probe of the features knows the classes of forgotten and of held-out examples.
+
+        It is fitted on retained examples, so of whole classes that were forgotten it can say nothing.
+        """
         forget, retain, held_out = self._columns(target)
-        others = ((features[columns], label[columns]) for columns in (forget, held_out))
-        return probes.linear_probe(features[retain], label[retain], *others)
+        labels = self.watched.labels
+        of_classes = self.watched.forget_sets[target.number].of_classes
+        if not self._is_probed or of_classes or len(np.unique(labels[retain])) < 2 or not len(held_out):
+            return None, None
+        features = probes.features(self.loaded.model, *network, self.task.inputs(self.watched_examples))
+        known, asked, unseen = ((features[columns], labels[columns]) for columns in (retain, forget, held_out))
+        of_forget, of_held_out = probes.linear_probe(*known, asked, unseen)
+        return of_forget, of_held_out
 
     def _next_retrained(self, target: AuditTarget) -> Params | None:
         """Returns the weights of the next network without the same forget set, or None if there is no other."""

@@ -9,6 +9,9 @@ import numpy as np
 
 from scissorhands_jax.errors import DivergedError, InputError
 
+KLOM_FLOOR = 1e-5
+"""The published probability of a bin that retrained networks leave empty. KLoM is at most minus its logarithm, 11.5."""
+
 
 def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Checks the scores of two sets of networks on the same examples, and returns both as float64.
@@ -32,7 +35,7 @@ def check_scores(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarr
 
 
 def klom(
-    unlearned: np.ndarray, retrained: np.ndarray, *, bins: int = 20, floor: float = 1e-5, clip: float = 100.0
+    unlearned: np.ndarray, retrained: np.ndarray, *, bins: int = 20, floor: float = KLOM_FLOOR, clip: float = 100.0
 ) -> np.ndarray:
     """Computes KLoM: for each example, how far the margins of unlearned networks are from those of retrained ones.
 

@@ -32,7 +32,9 @@ class Gate(NamedTuple):
     decides: bool = True  # whether all numbers depend on the gate; otherwise only those of its metric do
 
 
-def of_attack(name: str, metric: str, must_find: bool, mean: Estimate | None) -> Gate:
+def of_attack(
+    name: str, metric: str, must_find: bool, mean: Estimate | None, *, lacking: str = "takes more networks"
+) -> Gate:
     """Makes the gate of an attack in an audit from its mean AUC over forget sets.
 
     If there is something to find, the interval must lie above 0.5. Otherwise it must contain 0.5. The explanation says
@@ -44,10 +46,11 @@ def of_attack(name: str, metric: str, must_find: bool, mean: Estimate | None) ->
       metric: The attack's AUC, a key of `report.METRICS`.
       must_find: Whether there is something to find.
       mean: The mean AUC with an interval as from `intervals.from_error`; None if the attack could not be run.
+      lacking: Why it could not be run, as the rest of a sentence that begins with its name.
     """
     title = report.METRICS[metric][0]
     if mean is None:
-        return Gate(name, None, f"{title} takes more networks, or held-out examples of the same classes", metric)
+        return Gate(name, None, f"{title} {lacking}", metric)
     interval = f"{title} {mean.value:.3f}, {100 * mean.level:.4g} % interval [{mean.low:.3f}, {mean.high:.3f}]"
     if mean.networks == 1:
         interval += " over examples alone"
@@ -69,25 +72,32 @@ _NOTICEABLE = {"klom": 1.0, "forgetting": -0.1}
 the forgetting score falls, with what is left."""
 
 
-def of_distance(metric: str, values: tuple[float, float] | None, difference: Estimate | None) -> Gate:
+def of_distance(
+    metric: str,
+    values: tuple[float, float] | None,
+    difference: Estimate | None,
+    *,
+    lacking: str = "takes more networks",
+) -> Gate:
     """Makes the gate `FARTHER` of a distance in an audit. It does not decide about other numbers.
 
     Args:
       metric: The distance, a key of `report.METRICS`.
-      values: That of the original, and that of retrained networks from each other; None if there are too few networks.
+      values: That of the original, and that of retrained networks from each other; None if it could not be measured.
       difference: The first minus the second, with an interval as from `intervals.from_error`. Half of what it leaves
         out on either side is the chance that the gate passes for an original that is no farther.
+      lacking: Why it could not be measured, as the rest of a sentence that begins with its name.
     """
     title = report.METRICS[metric][0]
     if values is None or difference is None:
-        return Gate(FARTHER, None, f"{title} takes more networks", metric, None, decides=False)
+        return Gate(FARTHER, None, f"{title} {lacking}", metric, None, decides=False)
     effect = _NOTICEABLE[metric.partition("_")[0]]
     passed = difference.low > 0 if effect > 0 else difference.high < 0
     side = "above" if effect > 0 else "below"
     why = (
         f"{title} {values[0]:.3f} against {values[1]:.3f} of {report.NULL}, {100 * difference.level:.4g} % interval of "
         f"the difference [{difference.low:.3f}, {difference.high:.3f}], must lie {side} 0: "
-        + ("it does" if passed else "it does not, so it means nothing with so few networks")
+        + ("it does" if passed else "it does not, so it means nothing at this size")
         + f" (without a difference it would in {50 * (1 - difference.level):.3g} % of audits, and with one of "
         f"{effect:g} in {_percent(intervals.power(difference, abs(effect)))})"
     )

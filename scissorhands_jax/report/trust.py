@@ -110,8 +110,8 @@ def audit_verdict(gates: Sequence[Mapping[str, Any]]) -> str:
         f"All {len(held)} gates of the attacks that were run hold{rest}: they find the original, and nothing in "
         "retrained networks."
         + (
-            f" With so few networks there is no evidence in {' and '.join(silent)}: not even the original was shown to "
-            "be farther from retrained networks than these are from each other."
+            f" There is no evidence in {' and '.join(silent)}: not even the original was shown to be farther from "
+            "retrained networks than these are from each other."
             if silent
             else ""
         )

@@ -16,6 +16,7 @@ from scissorhands_jax.audit.analysis import (
     MetricEstimate,
     Watched,
 )
+from scissorhands_jax.metrics import two_way
 from scissorhands_jax.metrics.intervals import Estimate, from_error
 from scissorhands_jax.report import NULL, gates
 
@@ -127,6 +128,59 @@ class TestAnalysis:
         assert [gate.passed for gate in found.attack_gates({"population_auc"})][2:] == [None] * 6
 
 
+@pytest.mark.parametrize(
+    ("changes", "metric", "why"),
+    [
+        ({}, "u_lira_auc", "takes 6 networks, and there are 4"),
+        ({"networks": 16}, "population_auc", "takes held-out examples of the classes of the forget set"),
+        ({"networks": 16, "of_classes": True}, "lira_auc", "says nothing where whole classes are forgotten"),
+        ({"networks": 16, "of_margins": False}, "rmia_auc", "takes the margins of a classifier"),
+        ({"networks": 16, "forget": 9}, "klom_forget_halves", "takes 40 forget examples, and there are 9"),
+        ({"networks": 16, "forget": 9}, "forgetting_score_halves", "takes 10 forget examples, and there are 9"),
+        ({"networks": 10}, "klom_forget_halves", "takes 12 networks, and there are 10"),
+    ],
+)
+def test_a_gate_that_was_not_run_says_what_is_missing(changes, metric, why):
+    chosen = {"networks": 4, "of_classes": False, "of_margins": True, "forget": FORGET, **changes}
+    watched, _ = made_up({})
+    (own,) = watched.forget_sets
+    own = dataclasses.replace(own, columns=own.columns[: chosen["forget"]], of_classes=chosen["of_classes"])
+    included, of_margins = watched.included[: chosen["networks"]], chosen["of_margins"]
+    found = Analysis(dataclasses.replace(watched, included=included, of_margins=of_margins, forget_sets=(own,)), [])
+    run = [*found.attack_gates(()), *found.distance_gates(())]
+    said = [gate.explanation for gate in run if gate.metric == metric]
+    assert why in said[-1]
+    assert {gate.passed for gate in run} == {None}
+
+
+def test_distances_of_other_examples_are_no_evidence_either_where_their_gate_was_not_run():
+    """Of 20 forget examples there is no KLoM, and so no gate; of held-out examples there is."""
+    watched, measurements = made_up({"nothing": 1.0})
+    (own,) = watched.forget_sets
+    few = dataclasses.replace(watched, forget_sets=(dataclasses.replace(own, columns=own.columns[:20]),))
+    found = Analysis(few, measurements)
+    reported = {one.metric for one in found.estimates()}
+    assert {metric for metric in reported if metric.startswith("klom")} == {"klom_held_out", "klom_held_out_halves"}
+    run = [gate._asdict() for gate in found.distance_gates(reported)]
+    assert "klom" in report.trust.silent_metrics(run)
+    evidence = [one.as_dict() for one in found.estimates()]
+    headers = [
+        header for _, table in report.evidence_grids({"evidence": evidence, "gates": run}) for header in table.headers
+    ]
+    assert "KLoM held out, P95 (no evidence here)" in headers
+
+
+def test_intervals_end_where_numbers_do(analysis):
+    far = two_way.networks_influence([11.5, 11.4, 5.0], range(3))
+    klom = analysis._entry(None, "m", "klom_forget_halves", far).estimate
+    assert klom[1:3] == pytest.approx((0.1, -np.log(1e-5)), abs=0.5)
+    assert klom.high == -np.log(1e-5)
+    assert analysis._entry(None, "m", "distance_original", far).estimate.high > 12
+    assert (
+        analysis._entry(None, "m", "recovered", two_way.networks_influence([99.0, 90.0], range(2))).estimate.high == 100
+    )
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e6])
 def test_what_is_no_margin_may_have_any_unit(scale):
     """RMIA's probabilities and the end of KLoM's range are those of margins, so of other scores neither is made."""
@@ -160,7 +214,7 @@ def test_what_is_no_evidence_is_called_so():
     assert gates.trusted([holds, *own]) is True
     evidence = [one.as_dict() for one in entries]
     document = {"evidence": evidence, "gates": [gate._asdict() for gate in (holds, *own)]}
-    assert "no evidence in the forgetting score: not even" in report.audit_verdict(document["gates"])
+    assert "There is no evidence in the forgetting score: not even" in report.audit_verdict(document["gates"])
     tables = [table for _, table in report.evidence_grids(document)]
     assert [header for table in tables for header in table.headers if header != "Method"] == [
         "LiRA TPR at 1 % (1,500 negatives)",

@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.console import Console
 from experiments import audit as experiments_audit
 from scissorhands_jax import datasets, report
 from scissorhands_jax.audit import TIERS, run_audit
-from scissorhands_jax.audit.measuring import Audit
+from scissorhands_jax.audit.measuring import Audit, AuditTarget
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.experiment import Experiment, Scenario
@@ -240,6 +241,8 @@ class TestInput:
             changed = dataclasses.replace(experiment, scenarios=(scenario,))
             work = Audit(changed, TIERS["smoke"], None, 3, None, tmp_path / name)
             assert [one.of_classes for one in work.watched.forget_sets] == [whole], name
+            probed = work._probe(AuditTarget(0, "original", 0), work.loaded.model.init(jax.random.key(0)))
+            assert (probed == (None, None)) is whole, "no example of a class was retained to fit a probe on"
 
     def test_a_share_is_one_of_the_whole_however_it_is_written(self, experiment, tmp_path):
         for share in ("0.1", "1e-1", "+.1"):

@@ -76,6 +76,8 @@ class TestGatesOfAttacks:
 
 
 class TestGatesOfDistances:
+    found = from_error(0.6, 0.02, 20, 8, 100)
+
     @pytest.mark.parametrize(
         ("metric", "difference", "passed"),
         [
@@ -91,6 +93,13 @@ class TestGatesOfDistances:
         assert gate.decides is False
         assert f"must lie {'above' if metric.startswith('klom') else 'below'} 0" in gate.explanation
 
-    def test_too_few_networks_are_said(self):
+    def test_what_is_missing_is_said(self):
         for values, difference in ((None, None), ((1.0, 2.0), None), (None, from_error(1.0, 0.2, 9, 8, 100))):
-            assert gates.of_distance("klom_forget_halves", values, difference).passed is None
+            gate = gates.of_distance("klom_forget_halves", values, difference, lacking="takes 40 forget examples")
+            assert gate.passed is None
+            assert gate.explanation == "KLoM forget, P95, half the networks takes 40 forget examples"
+            said = report.audit_verdict(
+                [gates.of_attack("a gate", "lira_auc", True, self.found)._asdict(), gate._asdict()]
+            )
+            assert "so few networks" not in said
+            assert "There is no evidence in KLoM: not even" in said
