@@ -76,8 +76,9 @@ def describe(document: Mapping[str, Any]) -> str:
     if note := report.failures_note(document):
         parts.append(f"{report.markdown_text(note)}\n")
     parts += ["## Gates\n", report.markdown(report.gates_grid(document["gates"]))]
+    note = f"{report.markdown_text(report.means_note(document))}\n"
     for heading, table in report.evidence_grids(document):
-        parts += [f"## {report.markdown_text(heading)}\n", report.markdown(table)]
+        parts += [f"## {report.markdown_text(heading)}\n", note, report.markdown(table)]
     return "\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids
+from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note
 from scissorhands_jax.report.drawing import (
     BLUE,
     INK,
@@ -170,7 +170,7 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
             leading=[leading],
             gates=document["gates"],
             gates_first=True,
-            sheets=[Sheet(heading, table, ["Means over forget sets."]) for heading, table in evidence_grids(document)],
+            sheets=[Sheet(heading, table, [means_note(document)]) for heading, table in evidence_grids(document)],
             rows=document["rows"],
             figures=[everything, *row_pictures(document["rows"])],
             remarks=failures_section(document),

@@ -48,7 +48,7 @@ _TABLES = (
 
 
 def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
-    """Makes the tables of an audit: means over its forget sets with their intervals.
+    """Makes the tables of an audit: means over its forget sets (`means_note`) with their intervals.
 
     Args:
       document: The document that `audit.run_audit` returned.
@@ -75,6 +75,37 @@ def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
             ]
             tables.append((heading, Grid(("Method", *headers), tuple(lines))))
     return tables
+
+
+def means_note(document: Mapping[str, Any]) -> str:
+    """Says that the numbers of the tables are means over forget sets, and which are not over all of them.
+
+    Args:
+      document: The document that `audit.run_audit` returned.
+    """
+    behind: dict[str, dict[str, list[str]]] = {}
+    of_method: dict[str, dict[str, None]] = {}
+    for entry in document["evidence"]:
+        if (scenario := entry["scenario"]) is not None:
+            behind.setdefault(entry["metric"], {}).setdefault(entry["method"], []).append(scenario)
+            of_method.setdefault(entry["method"], {})[scenario] = None
+    total = len({scenario for scenarios in of_method.values() for scenario in scenarios})
+    exceptions: dict[tuple[str, ...], list[str]] = {}
+    for method, scenarios in of_method.items():
+        if len(scenarios) < total:
+            exceptions.setdefault(tuple(scenarios), []).append(method)
+    for metric, held in behind.items():
+        fewer: dict[tuple[str, ...], list[str]] = {}
+        for method, found in held.items():
+            if len(found) < len(of_method[method]):
+                fewer.setdefault(tuple(found), []).append(method)
+        for scenarios, methods in fewer.items():
+            whose = "" if len(methods) == len(held) else f" of {', '.join(methods)}"
+            exceptions.setdefault(scenarios, []).append(f"{METRICS[metric][0]}{whose}")
+    rest = "".join(
+        f" Over {', '.join(scenarios)} alone: {'; '.join(names)}." for scenarios, names in exceptions.items()
+    )
+    return f"Means over forget sets.{rest}"
 
 
 def _header(metric: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:

@@ -231,6 +231,35 @@ def test_what_is_no_evidence_is_called_so():
     assert "no evidence in KLoM and the forgetting score" in report.audit_verdict(document["gates"])
 
 
+def test_means_that_are_not_over_all_forget_sets_name_theirs():
+    """LiRA is not on whole classes, a method is on one set, and of another too many runs diverged for U-LiRA."""
+    places = {
+        "a class": {"original": ("population_auc",), "salun": ("population_auc",)},
+        "random": {
+            "original": ("population_auc", "lira_auc", "u_lira_auc"),
+            "salun": ("population_auc", "lira_auc"),
+            "scrub": ("population_auc", "lira_auc", "u_lira_auc"),
+        },
+        "more": {"original": ("population_auc", "u_lira_auc"), "salun": ("population_auc", "u_lira_auc")},
+    }
+
+    def note(shown):
+        entries = [
+            {"scenario": scenario, "method": method, "metric": metric}
+            for scenario in shown
+            for method, metrics in places[scenario].items()
+            for metric in metrics
+        ]
+        means = [one | {"scenario": None} for one in entries]
+        return report.means_note({"evidence": entries + means})
+
+    assert note(["a class"]) == "Means over forget sets."
+    assert note(list(places)) == (
+        "Means over forget sets. Over random alone: scrub; LiRA AUC of original, salun. "
+        "Over random, more alone: U-LiRA AUC of original. Over more alone: U-LiRA AUC of salun."
+    )
+
+
 def test_the_null_gates_of_a_sound_audit_together_fail_one_time_in_twenty_at_most():
     """By Bonferroni: each may fail as often as its interval does not cover, and no more rarely than needed."""
     chance = len(AUDIT_ATTACKS) * (1 - GATE_LEVEL)
