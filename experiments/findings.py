@@ -138,6 +138,7 @@ def sentences() -> Iterator[tuple[str, str]]:
         f"it says {estimate:.1f} GiB, XLA {taken['together'] - taken['process']:.1f}, and "
         f"{step['peak_gib'] - taken['process']:.1f} were taken",
     )
+    yield "docs/guides/language.md", _held_by_ranges()
     steps = _read("token_steps_cpu.json")["steps"]
     ratios = {name: one["ratio_to_training_step"]["median"] for name, one in steps.items()}
     rates = [steps[name]["tokens_per_second"] for name in ("training step", "training step, padded to the longest")]
@@ -158,6 +159,21 @@ def sentences() -> Iterator[tuple[str, str]]:
     yield "docs/guides/language.md", f"on a CPU took up to {max(ratios):.2f} times as much"
     for page in ("README.md", "docs/index.md"):
         yield page, f"and {_in_words(len(METHODS) - 1)} other methods are pure"
+
+
+def _held_by_ranges() -> str:
+    """What the guide says of the ranges of the calibrated test, of networks that are like retrained ones."""
+    found = _read("forgetting_tests.json")["simulations"]
+    alike = [one["rejected"] for name, one in found.items() if ", alike" in name]
+
+    def held(*parts: str) -> str:
+        shares = [100 * (1 - rejected[part]) for rejected in alike for part in parts]
+        return f"{min(shares):.0f} to {max(shares):.0f} %"
+
+    return (
+        f"the ranges of the first two hold {held('shift', 'share')} of retrained networks and that of the distance "
+        f"{held('distance')}"
+    )
 
 
 def _own_tasks_sentences() -> Iterator[str]:

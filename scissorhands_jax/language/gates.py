@@ -50,7 +50,7 @@ def _silent(retrained_p: Sequence[float]) -> Gate:
     why = f"the calibrated test of each retrained network against the others has p = {_listed(retrained_p)}; the "
     why += f"smallest times {count} is {bound:.2g}, must be above {TOLD}: "
     why += "it is" if passed else "the test finds what is not there"
-    why += f" (in a sound evaluation it fails in {100 * TOLD:g} % of cases at most)"
+    why += f" (it fails in about {100 * TOLD:g} % of sound evaluations at most)"
     return Gate(SILENT, passed, why, "calibrated_p")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scissorhands_jax.language.calibration import Difference
+from scissorhands_jax.language.calibration import DISTANCE_HOLDS, Difference
 from scissorhands_jax.language.judging import Judgement
 from scissorhands_jax.language.truth_ratios import DEFINITIONS
 from scissorhands_jax.terminal import Console, Table, literal, say
@@ -70,8 +70,10 @@ def _calibrated_table(judgement: Judgement) -> Table:
         )
         for name, part in parts:
             if part is not None:
-                low = "" if part.low == -float("inf") else f"{part.low:.3f} to "
-                table.add_row(name, kind, f"{part.value:.3f}", f"{low or 'up to '}{part.high:.3f}", f"{part.p:.3g}")
+                shown = f"{part.low:.3f} to {part.high:.3f}"
+                if part.low == -float("inf"):
+                    shown = f"up to {part.high:.3f} ({DISTANCE_HOLDS[0]} to {DISTANCE_HOLDS[1]} % in simulations)"
+                table.add_row(name, kind, f"{part.value:.3f}", shown, f"{part.p:.3g}")
         table.add_row(
             "all together", kind, "", f"{test.retrained} networks, {test.questions} questions", f"{test.p:.3g}"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import forgetting_tests
+from scissorhands_jax.language.calibration import DISTANCE_HOLDS
 
 
 def test_results_have_every_number_and_say_what_made_them(tmp_path, monkeypatch):
@@ -36,5 +37,9 @@ def test_the_committed_simulation_holds_its_level_and_finds_a_tenth_of_the_knowl
     for name, one in found.items():
         if ", alike" in name:
             assert one["rejected"]["calibrated"] < 0.09, name
+            assert one["rejected"]["calibrated without the original"] < 0.11, name
+            assert max(one["rejected"][part] for part in ("shift", "share")) < 0.07, name
+    held = [100 * (1 - one["rejected"]["distance"]) for name, one in found.items() if ", alike" in name]
+    assert (round(min(held)), round(max(held))) == DISTANCE_HOLDS
     assert found["10 retrained, 400 questions, knows 10 %"]["rejected"]["calibrated"] > 0.8
     assert found["5 retrained, 400 questions, right distribution, wrong answers"]["rejected"]["calibrated"] > 0.9

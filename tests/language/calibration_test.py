@@ -1,11 +1,16 @@
 """The calibrated test: exact where it should be, and refused where it cannot be made."""
 
+import io
+import types
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.calibration import calibrated_test
+from scissorhands_jax.language.judgement_report import _calibrated_table
+from scissorhands_jax.terminal import Console
 
 
 @pytest.fixture
@@ -63,3 +68,13 @@ def test_what_cannot_be_tested_is_refused(networks):
     ]:
         with pytest.raises(InputError, match=message):
             calibrated_test(*arguments)
+
+
+def test_the_range_of_the_distance_says_how_many_networks_it_holds(networks):
+    (unlearned, *retrained), original = networks
+    console = Console(file=io.StringIO(), width=120)
+    judged = types.SimpleNamespace(calibrated_test={"geometric": calibrated_test(unlearned, retrained, original)})
+    console.print(_calibrated_table(judged))
+    said = {line.strip(" │┃|").split("  ")[0]: line for line in console.file.getvalue().splitlines()}
+    assert "(87 to 96 % in simulations)" in said["distance, log"]
+    assert "simulations" not in said["shift, nats"]

@@ -118,7 +118,7 @@ def test_retrained_networks_that_share_their_references_are_found_no_more_often_
         tested = [calibrated_test(ratios[place], np.delete(ratios, place, 0)).p for place in range(5)]
         silent.append(language_gates([0.01], tested, [0.9], [0.6])[1])
     assert failed[0] <= np.mean([not gate.passed for gate in silent]) <= failed[1]
-    assert "in a sound evaluation it fails in 5 % of cases at most" in silent[0].explanation
+    assert "fails in about 5 % of sound evaluations at most" in silent[0].explanation
 
 
 def test_an_answer_that_fits_the_context_is_said_whatever_it_is_rounded_to():
