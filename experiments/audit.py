@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def write_tables(out: Path, document: Mapping[str, Any]) -> None:
     """Writes `tables.md` and `attacks.svg` of an audit's document into a folder."""
     files.write_text(out / "tables.md", describe(document))
-    figure = report.evidence_figure(document["evidence"], report.METRICS)
+    figure = report.evidence_figure(document["evidence"], report.metric_titles(document))
     files.write_text(out / "attacks.svg", report.figure_svg(figure))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +223,9 @@ def _variants_sentences() -> Iterator[str]:
         "once an epoch, averaged, constant rate": "at a constant rate ({gap}; {minus})",
         "once an epoch, sensitivity ratio": "({gap}; {minus}). Distillation",
     }.items():
-        gaps = cells[variant]
-        spread = f"{_mean([*gaps.values()])} ± {statistics.stdev(gaps.values()):.1f}"
-        yield words.format(gap=spread, minus=_interval([gap - base[place] for place, gap in gaps.items()]))
+        gaps = _by_seed((seed, gap) for (seed, _), gap in cells[variant].items())
+        minus = _by_seed((place[0], gap - base[place]) for place, gap in cells[variant].items())
+        yield words.format(gap=f"{_mean(gaps)} ± {statistics.stdev(gaps):.1f}", minus=_interval(minus))
 
 
 def _variants_table() -> str:
@@ -243,8 +243,8 @@ def _variants_table() -> str:
             lines.append([name, *["–"] * (len(distances.GAP_FIELDS) + 3)])
             continue
         numbers = [_mean([row["metrics"][column] for row in whole]) for column in distances.GAP_FIELDS]
-        pairs = [(row["avg_gap"], base.get((row["seed"], row["draw"]))) for row in whole]
-        minus = [gap - other for gap, other in pairs if other is not None]
+        pairs = [(row["seed"], row["avg_gap"], base.get((row["seed"], row["draw"]))) for row in whole]
+        minus = _by_seed((seed, gap - other) for seed, gap, other in pairs if other is not None)
         numbers += [_mean([row["avg_gap"] for row in whole]), "" if variant == "base" else _interval(minus)]
         lines.append([name, *numbers, _mean([row["score"] for row in whole])])
     header = ["`cifar10_small`, three seeds", "Acc forget", "Acc retain", "Acc test", "MIA", "Avg. Gap", "minus base"]
@@ -463,9 +463,19 @@ def _mean(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.fmean(values):.{digits}f}"
 
 
+def _by_seed(numbers: Iterable[tuple[int, float]]) -> list[float]:
+    """The mean of the numbers of each seed. Draws of one seed share its networks, so only seeds are independent."""
+    found: dict[int, list[float]] = {}
+    for seed, number in numbers:
+        found.setdefault(seed, []).append(number)
+    return [statistics.fmean(own) for own in found.values()]
+
+
 def _interval(values: Sequence[float], digits: int = 1) -> str:
-    """A mean with Student's 95 % interval."""
+    """A mean with Student's 95 % interval, which equal numbers do not have."""
     found = intervals.mean_estimate(values)
+    if not intervals.differ(values):
+        return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 

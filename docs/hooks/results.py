@@ -69,7 +69,10 @@ def _page_of(document: Document, name: str, folder: Path) -> tuple[str, Mapping[
     if "evidence" in document:
         described = audit.describe(document)
         drawn = _drawn(
-            folder, described, "attacks", lambda: report.evidence_figure(document["evidence"], report.METRICS)
+            folder,
+            described,
+            "attacks",
+            lambda: report.evidence_figure(document["evidence"], report.metric_titles(document)),
         )
         shown = f"{described}\n\n![The attacks' numbers, which are in the tables]({name}-attacks.svg)\n"
         return shown, {f"{name}-attacks.svg": drawn}

@@ -43,7 +43,8 @@ def average_gap(row: Mapping[str, Any], retrain_row: Mapping[str, Any]) -> float
       retrain_row: The same numbers of the network that was trained from scratch without the forget set.
 
     Returns:
-      The gap in percentage points, which is 0 if the two networks have the same four numbers.
+      The gap, which is 0 if the two networks have the same four numbers: in percentage points, or without a unit where
+      the metric is no percentage.
 
     Raises:
       InputError: A number is missing, `None` or not finite.

@@ -117,6 +117,15 @@ def mean_estimate(
     return _within(float(array.mean()), reach, level, count, 0, bounds)
 
 
+def differ(values: Sequence[float] | np.ndarray) -> bool:
+    """Whether numbers differ by more than rounding. Of equal ones, nothing shows how far their mean may be off.
+
+    >>> differ([0.3, 0.1 + 0.2]), differ([1.0, 2.0])
+    (False, True)
+    """
+    return not math.isclose(min(values), max(values), abs_tol=1e-9)
+
+
 def _check_share(count: int, total: int) -> None:
     if not 0 <= count <= total or total < 1:
         raise InputError(f"a share needs counts with 0 <= count <= total and total > 0, got {count} of {total}")

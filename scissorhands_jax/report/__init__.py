@@ -9,7 +9,7 @@ from etils import epy as _epy
 # Loaded when they are first used: pages and figures need libraries that a table of numbers does not.
 with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.report.audit_page import audit_answer, evidence_figure, print_audit, write_audit
-    from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note
+    from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note, metric_titles
     from scissorhands_jax.report.curves import curves_figure, curves_picture
     from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
     from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
@@ -94,6 +94,7 @@ __all__ = [
     "markdown",
     "markdown_text",
     "means_note",
+    "metric_titles",
     "panels_figure",
     "print_audit",
     "print_grid",

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note
+from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note, metric_titles
 from scissorhands_jax.report.drawing import (
     BLUE,
     INK,
@@ -149,7 +149,7 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     metric = _leading_metric(document)
     leading, everything = (
         Picture(
-            evidence_figure(document["evidence"], METRICS, panels=panels),
+            evidence_figure(document["evidence"], metric_titles(document), panels=panels),
             "Means over forget sets with intervals. The dashed line is the value of a perfect method.",
             f"{what} by method with intervals; the numbers are in the tables.",
             heading="All attacks and distances",

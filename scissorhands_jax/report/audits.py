@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scissorhands_jax.metrics.distances import quality_of
 from scissorhands_jax.report.rows import DASH
 from scissorhands_jax.report.tables import Cell, Grid
 from scissorhands_jax.report.trust import silent_metrics
@@ -47,6 +48,17 @@ _TABLES = (
 )
 
 
+def metric_titles(document: Mapping[str, Any]) -> Mapping[str, tuple[str, float | None]]:
+    """Returns `METRICS` with the units of an audit: what is recovered is in % points only if its metric is in percent.
+
+    Args:
+      document: The document that `audit.run_audit` returned.
+    """
+    if quality_of(next(iter(document.get("rows", ())), {}))["unit"] == "%":
+        return METRICS
+    return {**METRICS, "recovered": ("Recovered", METRICS["recovered"][1])}
+
+
 def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
     """Makes the tables of an audit: means over its forget sets (`means_note`) with their intervals.
 
@@ -58,7 +70,7 @@ def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
     """
     values = {(entry["method"], entry["metric"]): entry for entry in document["evidence"] if entry["scenario"] is None}
     methods = list(dict.fromkeys(method for method, _ in values))
-    silent = silent_metrics(document["gates"])
+    silent, titles = silent_metrics(document["gates"]), metric_titles(document)
     tables = []
     for heading, prefixes in _TABLES:
         shown = [metric for metric in METRICS if metric.startswith(tuple(prefixes.split()))]
@@ -70,7 +82,12 @@ def evidence_grids(document: Mapping[str, Any]) -> list[tuple[str, Grid]]:
         ]
         if present:
             headers = [
-                _header(metric, [values[method, metric] for method in methods if (method, metric) in values], silent)
+                _header(
+                    metric,
+                    titles[metric][0],
+                    [values[method, metric] for method in methods if (method, metric) in values],
+                    silent,
+                )
                 for metric in present
             ]
             tables.append((heading, Grid(("Method", *headers), tuple(lines))))
@@ -108,9 +125,8 @@ def means_note(document: Mapping[str, Any]) -> str:
     return f"Means over forget sets.{rest}"
 
 
-def _header(metric: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:
+def _header(metric: str, title: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:
     """Returns a metric's name, with a warning if its numbers mean little."""
-    title = METRICS[metric][0]
     _, is_rate, percent = metric.partition("_tpr_at_")
     if is_rate:
         counts = sorted({entry.get("negatives", 0) for entry in entries})
@@ -124,6 +140,7 @@ def _header(metric: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str
 def _cell(entry: Mapping[str, Any] | None) -> Cell:
     if entry is None:
         return Cell(DASH)
-    if entry["networks"] == 1:
+    # Of a single network nothing shows how far the number may be off, and nor do networks that all have the same.
+    if entry["networks"] == 1 or entry["low"] == entry["high"]:
         return Cell(f"{entry['value']:.3f}")
     return Cell(f"{entry['value']:.3f}", f"[{entry['low']:.3f}, {entry['high']:.3f}]")

@@ -63,6 +63,7 @@ def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -
     Raises:
       InputError: No row has an `avg_gap`.
     """
+    rows = list(rows)
     gaps: dict[str, list[float]] = {}
     for row in rows:
         for value in numbers([row], "avg_gap"):
@@ -82,7 +83,7 @@ def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -
         axes.set_yticks(range(len(gaps)), [plot_label(method) for method in gaps], fontsize=9)
         axes.set_ylim(len(gaps) - 0.4, -0.6)
         axes.set_xlim(0, 1.14 * top)
-        axes.set_xlabel("Avg. Gap (percentage points)")
+        axes.set_xlabel(f"Avg. Gap{_gap_unit(rows[0], ' ({})')}")
         axes.grid(axis="x")
         axes.spines["bottom"].set_visible(False)
     return figure
@@ -299,6 +300,11 @@ def row_pictures(rows: Iterable[Row]) -> list[Picture]:
     return shown
 
 
+def _gap_unit(row: Row, words: str) -> str:
+    """The unit of the Avg. Gap in some words; "" if the numbers behind it have no unit in common."""
+    return words.format("percentage points") if distances.quality_of(row)["unit"] == "%" else ""
+
+
 def _what(row: Row) -> str:
     """The four numbers of a row in words."""
     metric = distances.quality_of(row)["title"]
@@ -322,7 +328,7 @@ def _method_pictures(scenario: str, methods: Methods) -> list[Picture]:
                     if REDRAWN in methods
                     else "."
                 ),
-                f"Bar chart of the mean Avg. Gap in percentage points: {gaps}.",
+                f"Bar chart of the mean Avg. Gap{_gap_unit(rows[0], ' in {}')}: {gaps}.",
                 scenario,
                 name="gap",
             )

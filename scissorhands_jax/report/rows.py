@@ -132,7 +132,9 @@ def columns(methods: Methods) -> tuple[Column, ...]:
     hidden = {one for one in optional if all(cell(rows, one)[0] == DASH for rows in methods.values())}
     metric = distances.quality_of(task_row(methods))
     measured = (_metric_column(metric, part) for part in ("forget", "retain", "test"))
-    return (*measured, *(column for column in _COLUMNS if column not in hidden))
+    gap = GAP_COLUMN if metric["unit"] == "%" else dataclasses.replace(GAP_COLUMN, unit="")
+    shown = (gap if column == GAP_COLUMN else column for column in _COLUMNS if column not in hidden)
+    return (*measured, *shown)
 
 
 def task_row(methods: Methods) -> Row:
@@ -298,7 +300,7 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
     """Returns what a table shows for the rows of one method: a text, and the deviation over seeds or ""."""
     found = numbers(rows, column.field)
     if column.kind == "interval":
-        if len(found) < 2 or rows[0]["method"] == REFERENCE:
+        if not found or not intervals.differ(found) or rows[0]["method"] == REFERENCE:
             return DASH, ""
         gap = intervals.mean_estimate(found, bounds=(0, math.inf))
         return f"[{rounded(gap.low, column.digits)}, {rounded(gap.high, column.digits)}]", ""
@@ -307,7 +309,7 @@ def cell(rows: Sequence[Row], column: Column) -> tuple[str, str]:
             return DASH, ""
         share = intervals.mean_estimate(found, bounds=(0, math.inf))
         ends = ", ".join(rounded(end, column.digits) for end in (share.low, share.high))
-        return rounded(share.value, column.digits), f"[{ends}]" if share.low < share.high else ""
+        return rounded(share.value, column.digits), f"[{ends}]" if intervals.differ(found) else ""
     if column.kind == "capped":
         caps = numbers([row for row in rows if row.get(column.field) is None], "relearn_cap")
         if caps:
@@ -404,9 +406,8 @@ def closest_sentence(rows: Iterable[Row]) -> str:
         if means:
             best = min(means, key=lambda method: means[method])
             what = "is" if len(means) == 1 else "comes closest:"
-            text = (
-                f"{scenario}: {best} {what} {means[best]:.2f} percentage points from the retrained network (Avg. Gap)"
-            )
+            unit = " percentage points" if distances.quality_of(task_row(methods))["unit"] == "%" else ""
+            text = f"{scenario}: {best} {what} {means[best]:.2f}{unit} from the retrained network (Avg. Gap)"
             text += "" if before is None else f"; the original network is {before:.2f} away"
             text += "" if floor is None else f", and a second retrained network {floor:.2f}"
             sentences.append(f"{text}.")

@@ -136,11 +136,11 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
             f"seen neither, [{100 * ranks.low:.1f}, {100 * ranks.high:.1f}] ({_found_from(known, 100, ' %')})"
         )
     if accuracy is not None and not blind_accuracy:
-        found = accuracy.estimate
+        found, points = accuracy.estimate, " points" if quality["unit"] == "%" else ""
         more, less, estimate = more or found.low > 0, less or found.high < 0, estimate or found
         parts.append(
             f"its {'accuracy' if quality['name'] == 'acc' else quality['title']} on the forget set is "
-            f"{found.value:.2f} points {'above' if quality['better'] == 'higher' else 'below'} that of retrained "
+            f"{found.value:.2f}{points} {'above' if quality['better'] == 'higher' else 'below'} that of retrained "
             f"networks, 95 % interval [{max(found.low, -limit):.2f}, {min(found.high, limit):.2f}] "
             f"({_found_from(accuracy.detectable, limit)})"
         )
@@ -179,7 +179,7 @@ def _found_from(value: float, limit: float, unit: str = "") -> str:
 
 
 def _accuracy(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> seed_tests.Excess | None:
-    """How much better the original is on the forget set than retrained networks are, in points of the metric."""
+    """How much better the original is on the forget set than retrained networks are, in the unit of the metric."""
     metric = quality_of(original[0])
     if metric["name"] != "acc":
         return _excess_quality(metric, original, retrained, redrawn)

@@ -104,9 +104,13 @@ def scenario_grid(methods: Methods) -> Grid:
     shown, best = columns(methods), smallest_gap(methods)
     lines = []
     for method, rows in methods.items():
-        cells = (Cell(*cell(rows, column), method == best and column == GAP_COLUMN) for column in shown)
+        cells = (Cell(*cell(rows, column), method == best and _is_gap(column)) for column in shown)
         lines.append((Cell(method), *cells))
     return Grid(("Method", *map(_header, shown)), tuple(lines))
+
+
+def _is_gap(column: Column) -> bool:
+    return (column.field, column.kind) == (GAP_COLUMN.field, GAP_COLUMN.kind)
 
 
 def comparison(methods: Methods, published: Iterable[Mapping[str, Any]]) -> Grid:

@@ -225,6 +225,11 @@ def test_what_is_no_evidence_is_called_so():
     ]
     intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
     assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
+    same = [{**one, "low": 0.5, "high": 0.5} for one in evidence]
+    equal = [table for _, table in report.evidence_grids(document | {"evidence": same})]
+    assert {cell.deviation for table in equal for cell in table.lines[0]} == {""}
+    rows = [{"task": {"metrics": [{"name": "mae", "title": "MAE", "better": "lower", "unit": "km"}]}}]
+    assert report.evidence_grids(document | {"rows": rows})[-1][1].headers == ("Method", "Recovered")
     own = [gates.of_distance(metric, None, None) for metric in halves]
     assert [gate.passed for gate in own] == [None, None]
     document["gates"] = [gate._asdict() for gate in (holds, *own)]

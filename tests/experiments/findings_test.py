@@ -5,6 +5,7 @@ import re
 import pytest
 
 from experiments import findings
+from scissorhands_jax.metrics import distances
 
 SENTENCES = list(findings.sentences())
 
@@ -50,3 +51,19 @@ def test_pages_are_not_written_unless_that_is_asked_for(arguments, status, tmp_p
 def test_numbers_in_sentences_are_those_of_the_results(page, words):
     text = " ".join((findings.ROOT / page).read_text(encoding="utf-8").split())
     assert words in text, f"by the results {page} says: {words}"
+
+
+def test_draws_of_one_seed_are_one_observation(monkeypatch):
+    """Two draws each of three seeds differ from the base by 1, 2 and 6 in the mean."""
+    numbers = dict.fromkeys(distances.GAP_FIELDS, 50.0)
+    minus = {"base": ((0.0, 0.0),) * 3, "longer": ((0.0, 2.0), (1.0, 3.0), (5.0, 7.0))}
+    rows = [
+        {"variant": variant, "seed": seed, "draw": draw, "avg_gap": 9.0 + own, "metrics": numbers, "score": 1.0}
+        for variant, differences in minus.items()
+        for seed, draws in enumerate(differences)
+        for draw, own in enumerate(draws)
+    ]
+    monkeypatch.setattr(findings, "_read", lambda name: {"rows": rows})
+    (line,) = (line for line in findings._variants_table().splitlines() if line.startswith("| longer"))
+    assert f"| {findings._interval([1.0, 2.0, 6.0])} |" in line
+    assert findings._interval([1.0, 1.0]) == "1.0", "nothing shows how far equal numbers may be off"

@@ -19,6 +19,7 @@ from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.report import rows as rows_module
+from scissorhands_jax.report import table_gates
 
 HOSTILE = """<script>alert("1")</script>&amp;'$x_1$ [red]b[/red] onload="x" id="y" --> """
 
@@ -259,6 +260,63 @@ def test_the_interval_of_the_share_covers_as_it_says(seeds, together):
         low, high = map(float, text.strip("[]").split(", "))
         covered += low - 0.05 <= 28 <= high + 0.05
     assert covered / 2000 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 2000))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("means", "deviations", "held"),
+    [
+        ((7.0, 1.0, 2.0, 2.0), (2.5, 0.5, 1.3, 3.5), 0.95),
+        ((0.0, 0.0, 0.0, 0.0), (2.0, 0.1, 1.0, 2.5), 0.94),
+        ((0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), 0.923),
+    ],
+    ids=["far", "like a retrained network", "one number alone"],
+)
+def test_the_interval_of_the_gap_covers_as_the_guide_says(seeds, means, deviations, held):
+    """Gaps are means of distances, so those that are nearly 0 are skew."""
+    generator, repeats = np.random.default_rng(seeds), 1500
+    gaps = np.abs(generator.normal(means, deviations, (repeats, seeds, 4))).mean(axis=2)
+    truth = np.abs(generator.normal(means, deviations, (200_000, 4))).mean()
+    column = rows_module.Column("avg_gap", "Gap", 6, "", "interval")
+    covered = 0
+    for one in gaps:
+        text, _ = rows_module.cell([{"method": "a", "avg_gap": gap} for gap in one], column)
+        low, high = map(float, text.strip("[]").split(", "))
+        covered += low <= truth <= high
+    assert covered / repeats == pytest.approx(held, abs=4 * math.sqrt(held * (1 - held) / repeats))
+
+
+def test_equal_gaps_have_a_dash_in_place_of_an_interval_of_no_width():
+    """As with one class, which every retrained network names never."""
+    gaps = (0.1 + 0.2, 0.3, 0.3)
+    rows = [{"method": "a", "avg_gap": gap, "gap_share": gap} for gap in gaps]
+    shown = {one.kind: rows_module.cell(rows, one) for one in (rows_module._INTERVAL, rows_module._SHARE)}
+    assert shown == {"interval": (report.DASH, ""), "share": ("0.3", "")}
+    assert rows_module.cell([*rows, {"method": "a", "avg_gap": 0.4}], rows_module._INTERVAL)[0].startswith("[")
+
+
+@pytest.mark.parametrize(("unit", "shown"), [("%", True), ("mg/dl", False)])
+def test_a_gap_is_in_percentage_points_only_where_the_metric_is_in_percent(unit, shown):
+    metrics = [{"name": "rmse", "title": "RMSE", "better": "lower", "unit": unit}]
+    same = {"scenario": "a", "task": {"name": "t", "metrics": metrics}, "mia": 50.0, "rmse_retain": 1.0}
+    rows = [
+        same | {"method": method, "seed": seed, "rmse_forget": value + seed, "rmse_test": 2.0, "rmse_forget_error": 0.1}
+        for method, value in (("original", 1.0), ("retrain", 9.0), ("finetune", 2.0))
+        for seed in range(2)
+    ]
+    rows = report.with_gaps(rows)
+    (methods,) = report.grouped(rows).values()
+    pictures = {picture.name: picture for picture in report.row_pictures(rows)}
+    said = [
+        *report.scenario_grid(methods).headers,
+        report.closest_sentence(rows),
+        pictures["gap"].alt,
+        report.gap_figure(rows).axes[0].get_xlabel(),
+        *(gate.explanation for gate in table_gates.of_rows(rows)),
+    ]
+    assert "points below that of retrained" in said[-3] or not shown
+    assert any("point" in text for text in said) is shown
+    assert any(cell.best for line in report.scenario_grid(methods).lines for cell in line)
 
 
 def test_retrained_network_is_never_the_best():
