@@ -40,6 +40,8 @@ class Excess(NamedTuple):
     """The mean difference over seeds, with a two-sided interval."""
     detectable: float
     """The true difference at which the interval lies above 0 in `POWER` of all cases, at the spread that was found."""
+    is_least: bool
+    """Whether networks differed by less than the smallest variance that is believed, which then gave the interval."""
 
 
 def excess(
@@ -91,7 +93,7 @@ def excess(
     error = math.sqrt(max(variance, smallest) / seeds)
     value, needed = float(differences.mean()), float(stats.t.ppf(0.5 + level / 2, freedom))
     estimate = Estimate(value, value - needed * error, value + needed * error, level, seeds, 0)
-    return Excess(estimate, error * _noncentrality(needed, freedom))
+    return Excess(estimate, error * _noncentrality(needed, freedom), variance <= smallest)
 
 
 @functools.cache

@@ -117,6 +117,12 @@ def _by_seed(*groups: Sequence[Row]) -> list[tuple[Row, ...]]:
     return [tuple(part[seed] for part in found) for seed in found[0] if all(seed in part for part in found)]
 
 
+def _compared(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> list[tuple[Row, ...]]:
+    """The original of each seed with its two retrained networks, or with one if otherwise seeds would be lost."""
+    both, one = _by_seed(original, retrained, redrawn), _by_seed(original, retrained)
+    return both if len(both) == len(one) else one
+
+
 def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence[Row]) -> Gate:
     """Checks that the original knows the forget set better than a network that never saw it."""
     quality = quality_of(original[0])
@@ -141,11 +147,17 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
         parts.append(
             f"its {'accuracy' if quality['name'] == 'acc' else quality['title']} on the forget set is "
             f"{found.value:.2f}{points} {'above' if quality['better'] == 'higher' else 'below'} that of retrained "
-            f"networks, 95 % interval [{max(found.low, -limit):.2f}, {min(found.high, limit):.2f}] "
+            f"networks{_part_of(found.networks, original)}, 95 % interval [{max(found.low, -limit):.2f}, "
+            f"{min(found.high, limit):.2f}] "
             f"({_found_from(accuracy.detectable, limit)})"
         )
     if not parts and (blind_ranks or blind_accuracy):
-        return Gate(CAUGHT, None, _too_few(original, None if blind_ranks else len(original)), metric)
+        if accuracy is None or blind_ranks or accuracy.is_least:
+            why = _too_few(original, None if blind_ranks else len(original))
+        else:
+            count = accuracy.estimate.networks
+            why = f"networks of {count} seeds differ too much: by chance alone there can be any difference; add seeds"
+        return Gate(CAUGHT, None, why, metric)
     if not parts:
         why = "needs two seeds, or a comparison of the original with held-out examples"
         return Gate(CAUGHT, None, why, metric)
@@ -160,6 +172,12 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
         metric,
         estimate,
     )
+
+
+def _part_of(count: int, rows: Sequence[Row]) -> str:
+    """Says of how many seeds a number is, where it is not of all."""
+    whole = len({row.get("seed") for row in rows})
+    return f" in {count} of {whole} seeds" if count < whole else ""
 
 
 def _too_few(rows: Sequence[Row], seeds: int | None = None) -> str:
@@ -183,7 +201,7 @@ def _accuracy(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequen
     metric = quality_of(original[0])
     if metric["name"] != "acc":
         return _excess_quality(metric, original, retrained, redrawn)
-    seeds = _by_seed(original, retrained, redrawn) if redrawn else _by_seed(original, retrained)
+    seeds = _compared(original, retrained, redrawn)
     if not seeds or any(row.get("acc_forget") is None or not row.get("num_forget") for one in seeds for row in one):
         return None
     others = [[float(row["acc_forget"]) for row in one[1:]] for one in seeds]
@@ -200,7 +218,7 @@ def _excess_quality(
 ) -> seed_tests.Excess | None:
     """As `_accuracy`, for another metric, whose standard error over examples is the least spread that is believed."""
     field = f"{metric['name']}_forget"
-    seeds = _by_seed(original, retrained, redrawn) if redrawn else _by_seed(original, retrained)
+    seeds = _compared(original, retrained, redrawn)
     if not seeds or any(row.get(field) is None or row.get(f"{field}_error") is None for one in seeds for row in one):
         return None
     sign = 1 if metric["better"] == "higher" else -1

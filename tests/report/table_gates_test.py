@@ -91,6 +91,21 @@ class TestOutcomes:
         assert outcome(table)[gates.CAUGHT] is None
         assert why(table, gates.CAUGHT).startswith("2 forget examples in 2 seeds are too few")
 
+    def test_seeds_that_differ_too_much_are_not_called_too_few_examples(self):
+        table = without(rows(2, ORIGINAL | {"num_forget": 5000}, RETRAINED | {"num_forget": 5000}), report.REDRAWN)
+        table[-1] |= {"acc_forget": 20.0}
+        assert outcome(table)[gates.CAUGHT] is None
+        assert why(table, gates.CAUGHT).startswith("networks of 2 seeds differ too much: by chance alone")
+
+    def test_a_second_retrained_network_of_some_seeds_throws_no_seed_away(self):
+        """Of three seeds two have one retrained network, and of another table one seed has none at all."""
+        table = [row for row in rows(3) if (row["method"], row["seed"] > 0) != (report.REDRAWN, True)]
+        whole = next(gate for gate in table_gates.of_rows(table) if gate.name.endswith(gates.CAUGHT))
+        assert whole.estimate.networks == 3
+        assert "seeds" not in whole.explanation
+        table = [row for row in rows(3) if (row["method"] == "original", row["seed"] > 1) != (False, True)]
+        assert "above that of retrained networks in 2 of 3 seeds, 95 % interval" in why(table, gates.CAUGHT)
+
     @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
     def test_a_gate_that_could_not_hold_or_could_not_fail_is_not_run(self, value):
         wide = {"held_out_auc": value, "held_out_low": -0.26, "held_out_high": 1.26, "num_forget": 1}
