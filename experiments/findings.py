@@ -16,7 +16,9 @@ from typing import Any
 
 from experiments import diffusion_digits, programs, tables
 from experiments.tofu import page as tofu
+from experiments.tofu.scene import RETRAINED
 from scissorhands_jax import files, reading, report
+from scissorhands_jax.language.gates import TOLD
 from scissorhands_jax.methods import METHODS
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.report import rows as table_rows
@@ -125,6 +127,10 @@ def sentences() -> Iterator[tuple[str, str]]:
     )
     yield from ((findings, words) for words in _own_tasks_sentences())
     yield from ((findings, words) for words in _variants_sentences())
+    alone = [row["calibrated_p"] for row in _read("tofu/results.json")["rows"] if row["network"] == RETRAINED]
+    where = "above" if len(alone) * min(alone) > TOLD else "at most"
+    words = f"the smallest p-value is {min(alone):.2g}, and {_in_words(len(alone))} times that is {where} {TOLD}"
+    yield findings, words
     step = _read("diffusion_full_cpu.json")["unlearn"]
     yield findings, f"({step['parameters']:,} random weights"
     yield findings, f"The step was projected (dual variable {step['steps'][0]['dual']:.2f})"

@@ -32,7 +32,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("exact_memorization", "Exact", ".3f"),
     ("min_k_auc", "min-k AUC", ".2f"),
     ("min_k_plus_plus_auc", "min-k++ AUC", ".2f"),
-    ("privleak", "PrivLeak", ".0f"),
+    ("privleak", "PrivLeak", "z.0f"),
     ("truth_ratio_forget", "min(R, 1/R)", ".3f"),
     ("probability_retain", "P, retain", ".3f"),
     ("rouge_retain", "ROUGE, retain", ".3f"),
@@ -51,9 +51,10 @@ NOTES = (
     "and truth ratio on retained questions, three numbers and not the nine of model utility, because these networks "
     "know no world. Bits: P of forgotten answers with rounded weights. Relearned: P of every second forgotten answer "
     "after two passes over the others.",
-    "Quality: the median over seeds of forget quality (geometric) against the retrained network of the seed. Told "
-    "apart: the number of seeds in which the calibrated test tells the network from the retrained ones at 5 %. SCRUB "
-    "and Bad Teacher saw the forgotten questions half as often as the other methods in as many steps.",
+    "Quality: the median over seeds of forget quality (geometric) against the retrained network of the seed, which is "
+    "not compared with itself. Told apart: the number of seeds in which the calibrated test tells the network from the "
+    "retrained ones at 5 %. SCRUB and Bad Teacher saw the forgotten questions half as often as the other methods in as "
+    "many steps.",
 )
 
 
@@ -110,11 +111,16 @@ def summarized(document: Document) -> Document:
         for name, cell in cells.items()
         if "failed" not in cell
     ]
+    return {**document, "rows": rows, "gates": gates_of(rows)}
+
+
+def gates_of(rows: Sequence[Mapping[str, Any]]) -> list[Document]:
+    """The gates of all rows, as they are in `results.json`; none where too few networks were retrained for the test."""
     of = {name: [row for row in rows if row["network"] == name] for name in (ORIGINAL, RETRAINED)}
     tested = {name: [row["calibrated_p"] for row in of[name] if row["calibrated_p"] is not None] for name in of}
     areas = [[row["min_k_auc"] for row in of[name]] for name in (ORIGINAL, RETRAINED)]
     gates = language_gates(tested[ORIGINAL], tested[RETRAINED], *areas) if tested[ORIGINAL] else []
-    return {**document, "rows": rows, "gates": [gate._asdict() for gate in gates]}
+    return [gate._asdict() for gate in gates]
 
 
 def _row(
@@ -153,7 +159,7 @@ def _row(
         "probability_8_bit": cell["rounded"]["8"]["probability_forget"],
         "probability_4_bit": cell["rounded"]["4"]["probability_forget"],
         "relearned": cell["relearned"]["after"],
-        "forget_quality": quality,
+        "forget_quality": None if name == RETRAINED else quality,
         "calibrated_p": None if test is None else test.p,
         "share": None if test is None or test.share is None else test.share.value,
         "settings": cell.get("settings"),
@@ -173,7 +179,8 @@ def tofu_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
             values = [row[field] for row in own if row[field] is not None]
             cells.append(Cell(format(np.mean(values), form) if values else "–"))
         tested = [row["calibrated_p"] for row in own if row["calibrated_p"] is not None]
-        cells.append(Cell(f"{np.median([row['forget_quality']['geometric'] for row in own]):.2g}"))
+        quality = [row["forget_quality"]["geometric"] for row in own if row["forget_quality"] is not None]
+        cells.append(Cell(f"{np.median(quality):.2g}" if quality else "–"))
         cells.append(Cell(f"{sum(p < TOLD for p in tested)} of {len(tested)}" if tested else "–"))
         lines.append(tuple(cells))
     return Grid(("Network", "Seeds", *(title for _, title, _ in COLUMNS), "Quality, p", "Told apart"), tuple(lines))
@@ -194,38 +201,44 @@ def answer_of(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     measured = sum(map(bool, told.values()))
     return (
-        f"By the calibrated test {len(alike)} of {measured} methods are like retrained networks in "
+        f"By the calibrated test {len(alike)} of {measured} methods are not told from retrained networks in "
         f"at least half of the seeds ({', '.join(alike) or 'none'}); TOFU's forget quality passes {len(passes)} "
         f"({', '.join(passes) or 'none'})."
     )
 
 
 def write_results(document: Document, folder: Path) -> None:
-    """Writes `results.json`, every number of every question (`examples.json.gz`), `table.md` and `report.html`."""
+    """Writes every number of every question (`examples.json.gz`), `results.json`, `table.md` and `report.html`."""
     folder.mkdir(parents=True, exist_ok=True)
-    grid, gates = tofu_grid(document["rows"]), document["gates"]
     examples = {
         seed: {name: cell.get("examples") and _numbers(cell["examples"]) for name, cell in cells.items()}
         for seed, cells in document["seeds"].items()
     }
     kept = _environment(document)
     tuning = {name: found["trials"] for name, found in document["tuning"].items()}
-    told = {"settings": document["settings"], "gates": gates, "rows": document["rows"], "tuning": tuning, **kept}
-    files.write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+    told = {key: document[key] for key in ("settings", "gates", "rows")}
     packed = json.dumps(examples, allow_nan=False, separators=(",", ":")).encode()
     files.write_bytes(folder / "examples.json.gz", gzip.compress(packed, mtime=0))
+    write_page({**told, "tuning": tuning, **kept}, folder)
+
+
+def write_page(told: Mapping[str, Any], folder: Path) -> None:
+    """Writes `results.json`, which is what `told` holds, `table.md` and `report.html`."""
+    rows, gates, grid = told["rows"], told["gates"], tofu_grid(told["rows"])
+    seeds, codes = ", ".join(dict.fromkeys(str(row["seed"]) for row in rows)), [told["code"]] if "code" in told else []
+    files.write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
     files.write_text(folder / "table.md", report.markdown(grid) + "\n")
     report.write_html(
         folder / "report.html",
         report.Page(
             title="TOFU in kind: two of ten authors are forgotten",
-            answer=answer_of(document["rows"]),
-            byline=f"{len(document['rows'])} networks · seeds {', '.join(document['seeds'])}",
+            answer=answer_of(rows),
+            byline=f"{len(rows)} networks · seeds {seeds}",
             trust=gates_note(gates) if gates else None,
             gates=gates,
-            sheets=[report.Sheet("What networks know", grid, (*NOTES, kept["code"]))],
-            settings=document["settings"],
-            environment=report.environment_of(kept),
+            sheets=[report.Sheet("What networks know", grid, (*NOTES, *codes))],
+            settings=told["settings"],
+            environment=report.environment_of(told),
         ),
     )
 

@@ -161,7 +161,12 @@ def test_gates_find_the_original_and_nothing_in_retrained_networks():
     found = page.summarized({"settings": {}, "seeds": seeds, "tuning": {}})
     assert [gate["passed"] for gate in found["gates"]] == [True, True, True]
     assert "told" in page.NOTES[1].lower()
-    assert "1 of 1 methods are like retrained networks" in page.answer_of(found["rows"])
+    assert "1 of 1 methods are not told from retrained networks" in page.answer_of(found["rows"])
+    grid = page.tofu_grid(found["rows"])
+    lines = {line[0].text: dict(zip(grid.headers, (cell.text for cell in line), strict=True)) for line in grid.lines}
+    assert lines["retrained"]["Quality, p"] == "–", "a network is not compared with itself"
+    assert 0 < float(lines["npo"]["Quality, p"]) <= 1
+    assert lines["retrained"]["PrivLeak"] == "0"
     for cells in seeds.values():
         cells["original"] = cells["npo"]
     gates = page.summarized({"settings": {}, "seeds": seeds, "tuning": {}})["gates"]
