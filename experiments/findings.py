@@ -47,12 +47,14 @@ _INTERVALS = {
     "population AUC": r".*: population_auc",
     "LiRA AUC": r".*: lira_auc",
     "RMIA AUC": r".*: rmia_auc",
-    "U-LiRA AUC, methods and original": r"(original|perfect|leaky): u_lira_auc",
+    "U-LiRA AUC, methods and original": r"(original|perfect|leaky|overshot): u_lira_auc",
     "U-LiRA AUC, retrained against retrained (4 pairs)": r"retrained against retrained: u_lira_auc",
-    "true positive rates at 1 %, methods, original and retrained": r"(original|retrain|perfect|leaky): .*_tpr_at_1",
+    "U-LiRA AUC, held out": r".*: u_lira_held_out_auc",
+    "true positive rates at 1 %, methods, original and retrained": r"(?!retrained against).*_tpr_at_1",
+    "true positive rates at 1 %, retrained against retrained (4 pairs)": r"retrained against.*_tpr_at_1",
     "true positive rates at 0.1 %": r".*_tpr_at_0\.1",
     "forgetting score": r".*: forgetting_score(_halves)?",
-    "KLoM, forget and held out, 8 networks of each kind": r".*: klom_(forget|held_out)",
+    "KLoM, 8 networks of each kind": r".*: klom_(forget|retain|held_out)",
     "KLoM, half the networks (4 of each kind)": r".*: klom_.*_halves",
 }
 

@@ -1,13 +1,14 @@
 """The simulation of audits, made small."""
 
 import json
+import re
 
 import pytest
 
-from experiments import calibration
+from experiments import calibration, findings
 from scissorhands_jax.audit.analysis import MetricEstimate
 from scissorhands_jax.metrics.intervals import Estimate
-from scissorhands_jax.report import NULL
+from scissorhands_jax.report import METRICS, NULL
 
 
 def test_results_have_every_number_and_say_what_made_them(tmp_path, monkeypatch):
@@ -16,7 +17,14 @@ def test_results_have_every_number_and_say_what_made_them(tmp_path, monkeypatch)
     document = json.loads((tmp_path / "calibration.json").read_text())
     tiny = document["audits"]["tiny"]
     assert tiny["audits"] == 2
-    assert {f"{method}: u_lira_auc" for method in ("original", "perfect", "leaky", NULL)} <= set(tiny["numbers"])
+    labels = ("original", "perfect", "leaky", "overshot", NULL)
+    assert {f"{method}: u_lira_auc" for method in labels} <= set(tiny["numbers"])
+    of_few_networks = ("recovered", "probe", "distance")  # Student's interval of numbers of networks, and no more
+    metrics = {metric for metric in METRICS if not metric.startswith(of_few_networks)}
+    assert {name.partition(": ")[2] for name in tiny["numbers"]} == metrics, "an interval is printed and not simulated"
+    for name in tiny["numbers"]:
+        shown = [words for words, pattern in findings._INTERVALS.items() if re.fullmatch(pattern, name)]
+        assert len(shown) == 1, f"{name} is in {shown} of the table"
     for row in tiny["numbers"].values():
         assert 0 <= row["coverage"] <= 1
     assert len(tiny["gates"]) == len(tiny["gates_without_memory"]) == 10
