@@ -4,6 +4,9 @@ Writes `results.json`, which grows while the audit runs, `scores.json`, `report.
 `scissorhands audit sign` makes a signed document of them, which a ledger of deletion requests takes. An audit that was
 stopped is continued, and one with fewer --networks is made larger, when the same command is typed again. Settings of
 the experiment follow as NAME=VALUE, such as `train_limit=500 training.epochs=2`.
+
+`--again DIR --out OUT` trains nothing: it computes the numbers of the finished audit in DIR again from its scores, by
+the statistics of today, and writes results, page and tables into OUT.
 """
 
 from __future__ import annotations
@@ -15,18 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from experiments import configs
-from scissorhands_jax import files, report
+from scissorhands_jax import files, reading, report
 from scissorhands_jax.audit import TIERS, run_audit
+from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import config
+from scissorhands_jax.jobs import config, runs
+from scissorhands_jax.report.gates import trusted
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one audit and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.audit", description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", required=True, metavar="NAME", help=", ".join(configs.CONFIGS))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="NAME", help=", ".join(configs.CONFIGS))
+    source.add_argument("--again", type=Path, metavar="DIR", help="compute the numbers of a finished audit again")
     parser.add_argument("--tier", default="standard", metavar="NAME", help=", ".join(TIERS))
     parser.add_argument("--networks", type=int, metavar="N", help="another number than the tier's")
     parser.add_argument("--seed", type=int, default=0)
@@ -38,8 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_follow_options(parser)
     options = parser.parse_args(arguments)
     console = LoggedConsole()
+    if options.again and not options.out:
+        parser.error("--again needs --out, where the numbers are written")
     out = options.out or Path("runs") / options.config
     try:
+        if options.again:
+            write_again(options.again, out)
+            return 0
         console = logged_console(options, out)
         with remarks_on(console):
             document = run_audit(
@@ -58,6 +70,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     write_tables(out, document)
     return 0
+
+
+def write_again(folder: Path, out: Path) -> None:
+    """Writes what `main` writes into `out`, but the scores, from the scores of the finished audit in a folder.
+
+    Rows, settings and what made the networks stay; `analysed_by` says which code computed the numbers.
+
+    Raises:
+      InputError: The folder holds no finished audit.
+    """
+    try:
+        scores = AuditScores.from_document(reading.read_json(folder / SCORES_FILE))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no scores ({error}); name the folder of a finished audit") from error
+    document = report.read_results(folder / runs.RESULTS_FILE)
+    estimates, gates = scores.numbers()
+    document |= {**numbers_document(estimates, gates), "trusted": trusted(gates)}
+    document["analysed_by"] = report.environment()["made_by"]
+    report.write_results(out / runs.RESULTS_FILE, document)
+    report.write_audit(out / "report.html", document)
+    write_tables(out, document)
 
 
 def write_tables(out: Path, document: Mapping[str, Any]) -> None:

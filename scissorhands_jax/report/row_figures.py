@@ -63,9 +63,9 @@ def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -
     Raises:
       InputError: No row has an `avg_gap`.
     """
-    rows = list(rows)
+    shown = list(rows)
     gaps: dict[str, list[float]] = {}
-    for row in rows:
+    for row in shown:
         for value in numbers([row], "avg_gap"):
             gaps.setdefault(row["method"], []).append(value)
     if not gaps:
@@ -83,7 +83,7 @@ def gap_figure(rows: Iterable[Row], *, highlight: str | None = "scissorhands") -
         axes.set_yticks(range(len(gaps)), [plot_label(method) for method in gaps], fontsize=9)
         axes.set_ylim(len(gaps) - 0.4, -0.6)
         axes.set_xlim(0, 1.14 * top)
-        axes.set_xlabel(f"Avg. Gap{_gap_unit(rows[0], ' ({})')}")
+        axes.set_xlabel(f"Avg. Gap{_gap_unit(shown[0], ' ({})')}")
         axes.grid(axis="x")
         axes.spines["bottom"].set_visible(False)
     return figure

@@ -292,6 +292,20 @@ def test_the_experiment_writes_tables(done, tmp_path):
     assert (tmp_path / "attacks.svg").read_text().startswith("<svg")
 
 
+def test_the_experiment_computes_the_numbers_again_and_trains_nothing(done, tmp_path, capsys):
+    out, _ = done
+    assert experiments_audit.main(["--again", str(out), "--out", str(tmp_path / "again")]) == 0
+    again = report.read_results(tmp_path / "again" / "results.json")
+    same = ("evidence", "gates", "trusted", "rows", "made_by", "ensemble")
+    assert all(again[part] == report.read_results(out / "results.json")[part] for part in same)
+    assert "code" in again["analysed_by"]
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        *("results.json", "report.html", "tables.md", "attacks.svg")
+    }
+    assert experiments_audit.main(["--again", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
+    assert "holds no scores" in capsys.readouterr().err
+
+
 def test_every_metric_has_a_name_and_the_grid_shows_it(done):
     _, document = done
     shown = [header.partition(" (")[0] for _, table in report.evidence_grids(document) for header in table.headers]
