@@ -108,9 +108,9 @@ def means_note(document: Mapping[str, Any]) -> str:
             of_method.setdefault(entry["method"], {})[scenario] = None
     total = len({scenario for scenarios in of_method.values() for scenario in scenarios})
     exceptions: dict[tuple[str, ...], list[str]] = {}
-    for method, scenarios in of_method.items():
-        if len(scenarios) < total:
-            exceptions.setdefault(tuple(scenarios), []).append(method)
+    for method, known in of_method.items():
+        if len(known) < total:
+            exceptions.setdefault(tuple(known), []).append(method)
     for metric, held in behind.items():
         fewer: dict[tuple[str, ...], list[str]] = {}
         for method, found in held.items():

@@ -51,9 +51,11 @@ _ENDED = f"this process was ended from outside; {_ADVICE}"
 _LOST_PEER = re.compile(r"gloo|nccl|coordination|heartbeat|barrier|socket|connection (reset|closed|refused)", re.I)
 
 # The errors of process 0 that are raised in the others as well; a message alone makes each of them.
-_PASSED_ON: dict[str, type[InputError | OSError]] = {
-    kind.__name__: kind for kind in (BusyError, CheckpointError, DivergedError, LedgerError, WeightsError)
-} | {"InputError": InputError, "OSError": OSError}
+_KINDS: tuple[type[InputError | OSError], ...] = (
+    *(BusyError, CheckpointError, DivergedError, LedgerError, WeightsError),
+    *(InputError, OSError),
+)
+_PASSED_ON = {kind.__name__: kind for kind in _KINDS}
 
 _watching: subprocess.Popen | None = None
 
