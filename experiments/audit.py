@@ -24,12 +24,14 @@ from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_docu
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, runs
+from scissorhands_jax.report import provenance
 from scissorhands_jax.report.gates import trusted
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one audit and returns the exit status."""
+    provenance.note_code()
     parser = argparse.ArgumentParser(prog="python -m experiments.audit", description=__doc__.partition("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="NAME", help=", ".join(configs.CONFIGS))

@@ -358,7 +358,7 @@ def test_what_takes_a_loss_or_a_key_without_options_refuses_another_form():
     params, model_state = original()
     with pytest.raises(InputError, match=r"give lift\(loss_fn\)"):
         train(plain_loss, sgd(0.1), KEY, params, (), DATA.retain, num_epochs=1)
-    trimming = functools.partial(methods.trim_network, fraction=0.1, initializer=None)
+    trimming = functools.partial(methods.trim_network, fraction=0.1, initializer="zeros")
     with pytest.raises(InputError, match="the key is 3; give one"):
         trimming(3, LOSS, params, model_state, [DATA.forget])
     with pytest.raises(InputError, match=r"give lift\(loss_fn\)"):

@@ -466,7 +466,7 @@ def main() -> None:
     )
     members = [sweeps.Member(method, key, *start) for method in built]
     mesh = sweeps._mesh(len(members))
-    together = sweeps._together(members, "sharded", mesh)
+    together = sweeps._together(members, "sharded", mesh, [])
     carry = together.init(key, (), (), data)
     kernel = jax.tree.leaves(carry.params.params)[0]
     shards = {shard.device: shard.data.shape[0] for shard in kernel.addressable_shards}
