@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = LoggedConsole()
     if options.again and not options.out:
         parser.error("--again needs --out, where the numbers are written")
+    if options.again and options.settings:
+        parser.error(f"--again reads the settings of the audit; leave {options.settings[0]} out")
     out = options.out or Path("runs") / options.config
     try:
         if options.again:
@@ -80,12 +82,13 @@ def write_again(folder: Path, out: Path) -> None:
     Rows, settings and what made the networks stay; `analysed_by` says which code computed the numbers.
 
     Raises:
-      InputError: The folder holds no finished audit.
+      InputError: The folder holds no finished audit, or lies in `out`.
     """
     try:
         scores = AuditScores.from_document(reading.read_json(folder / SCORES_FILE))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no scores ({error}); name the folder of a finished audit") from error
+    runs.check_inputs(out, [folder / runs.RESULTS_FILE])
     document = report.read_results(folder / runs.RESULTS_FILE)
     estimates, gates = scores.numbers()
     document |= {**numbers_document(estimates, gates), "trusted": trusted(gates)}

@@ -1,5 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022): two thin matrices next to each matrix of attention and perceptrons,
-which are trained in its place.
+"""LoRA (Hu et al., ICLR 2022): thin matrices beside those of attention and perceptrons, trained in their place.
 
 What is trained are the thin matrices, and the network itself is the model state, which no method moves. The second of
 each pair begins at zero, so the original is the network with the thin matrices as they begin: there is no second copy

@@ -304,6 +304,12 @@ def test_the_experiment_computes_the_numbers_again_and_trains_nothing(done, tmp_
     }
     assert experiments_audit.main(["--again", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
     assert "holds no scores" in capsys.readouterr().err
+    before = (out / "results.json").read_bytes()
+    assert experiments_audit.main(["--again", str(out), "--out", str(out)]) == 2
+    assert "where the result goes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        experiments_audit.main(["--again", str(out), "--out", str(tmp_path / "third"), "train_limit=5"])
+    assert (out / "results.json").read_bytes() == before
 
 
 def test_every_metric_has_a_name_and_the_grid_shows_it(done):
