@@ -31,7 +31,7 @@ from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import Console, say
 
 SEED = 200
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _OUT = Path(__file__).parent / "results" / "facts_rates.json"
 
 
@@ -72,7 +72,7 @@ def fill(
 
     with programs.open_results(
         out,
-        {"settings": dataclasses.asdict(settings)},
+        {"settings": _common(settings)},
         results_of=trials_of,
         compose=compose,
         overwrite=overwrite,
@@ -99,6 +99,12 @@ def fill(
             }
             results.fill(cases, console, shown=lambda trial: trial["score"] and round(trial["score"], 2))
         return results.document()
+
+
+def _common(settings: FactsSettings) -> dict[str, Any]:
+    """What all trials have in common: the settings without the rates that the demonstration has."""
+    common = dataclasses.asdict(settings)
+    return common | {"unlearning": {name: value for name, value in common["unlearning"].items() if "rate" not in name}}
 
 
 def _title(name: str, rate: float) -> str:
