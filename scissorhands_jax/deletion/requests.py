@@ -196,14 +196,15 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
     check_place(subject, current)
     if subject.trained_on is not None:
         raise InputError(f"the ledger in {book.folder} knows what its network was trained on; leave --trained-on out")
+    if subject.model_options is not None:  # Lists, as in what was written as JSON.
+        subject = dataclasses.replace(subject, model_options=json.loads(json.dumps(subject.model_options)))
     described = reading.parse_json(about.described) if about.described else {}
     if book.is_copy:  # It does not say how the file of its network is read.
         described = {name: given for name in _DESCRIBED if (given := getattr(subject, name)) is not None}
     for name in ("model", *_DESCRIBED):
         given = getattr(subject, name)
         known = about.model if name == "model" else described.get(name)
-        if name == "model_options" and subject.model_options is not None:
-            given = json.loads(json.dumps(subject.model_options))
+        if name == "model_options" and given is not None:
             given = {**described.get(name, {}), **given}  # One that is not named is as it was.
         if given not in (None, known):
             option = name if name == "model_options" else "--" + name.replace("_", "-")

@@ -10,6 +10,7 @@ import pytest
 from scissorhands_jax import deletion, hashing, models, torch_weights
 from scissorhands_jax.deletion import exporting, ledger, records, signing
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.requests import config_in_use
 from tests.deletion.commands import QUICK, command, error_of, verified
 from tests.deletion.samples import started
 from tests.deletion.spoiling import by_hand, changes_of, everything, flipped, holding, remove_journals, unguarded
@@ -204,6 +205,9 @@ def test_an_original_is_verified_as_it_is_described(served, tmp_path, capsys):
         assert "CHANGED" not in capsys.readouterr().out
     other = [*known, "--prefix", "student.", "model_options.hidden=[5]"]
     assert verified(tmp_path / "copy", *other, capsys=capsys) == [], "the same numbers by other names"
+    options = deletion.Subject(model_options={"hidden": (5,)}, dataset=known[-1], weights=str(known[1]))
+    with Ledger(tmp_path / "copy", public=tmp_path / "copy/records/public_key.pem") as book:
+        assert config_in_use(book, options).model_options == {"hidden": [5]}, "as JSON has them"
 
 
 def test_a_copy_that_was_signed_by_another_key_is_found_with_the_right_one(served, copy, tmp_path, capsys):
