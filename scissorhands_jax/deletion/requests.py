@@ -224,19 +224,19 @@ def config_in_use(book: Ledger, subject: Subject) -> NetworkConfig:
             raise InputError(missing_in_use(place / NETWORK_FOLDER if place.is_dir() else place))
         weights, checkpoint, past = None, str(place.absolute()), {}
         described = {}  # Its run has saved the options, and what it knows and has forgotten.
+    # The ledger has signed all that the run of the original says, which may be gone by now or say something else.
+    signed = current is None and not book.is_copy
     config = network_config(
         model=about.model,
         weights=weights,
-        checkpoint=checkpoint,
+        checkpoint=None if signed else checkpoint,
         dataset=subject.dataset or about.dataset,
         data_dir=subject.data_dir or about.data_dir,
         check=subject.check,
         **past,
         **described,
     )
-    if current is None and not book.is_copy:  # The ledger has signed all options, and the original's folder has not.
-        config = dataclasses.replace(config, model_options=described.get("model_options", {}))
-    return config
+    return dataclasses.replace(config, checkpoint=checkpoint) if signed else config
 
 
 def _check_trained_on(book: Ledger, file: Path, splits: datasets.Splits) -> None:

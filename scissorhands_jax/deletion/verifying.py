@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scissorhands_jax import datasets, files, hashing, reading
+from scissorhands_jax import datasets, files, hashing, reading, torch_weights
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import contents, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
@@ -42,7 +42,7 @@ from scissorhands_jax.deletion.tidying import (
 )
 from scissorhands_jax.errors import CheckpointError, InputError, LedgerError, WeightsError
 from scissorhands_jax.jobs.config import NetworkConfig
-from scissorhands_jax.jobs.earlier_runs import WEIGHTS_FILE
+from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, network_folder
 from scissorhands_jax.jobs.evaluating import evaluate_network
 from scissorhands_jax.jobs.loading import read_network
 from scissorhands_jax.terminal import Console, say
@@ -362,13 +362,17 @@ def _original_problems(book: Ledger, subject: Subject) -> list[str]:
     """
     about, config = book.about, config_in_use(book, subject)
     splits = datasets.load(config.dataset, config.data_dir)
-    named = subject.weights or subject.checkpoint
-    place = named or about.weights or about.checkpoint
+    if config.rename is not None:
+        torch_weights.read_renaming(config.rename)  # It is no part of the network, as little as the data are.
+    named = [Path(subject.weights)] if subject.weights else []
+    if subject.checkpoint:
+        named.append(network_folder(subject.checkpoint) / NETWORK_FOLDER)
+    place = subject.weights or subject.checkpoint or about.weights or about.checkpoint
     try:
         network = read_network(config, splits)
     except (WeightsError, CheckpointError) as error:
         message = f"the original network in {place} cannot be read: {error}"
-        if book.is_copy or (named is not None and not Path(named).exists()):
+        if book.is_copy or not all(path.exists() for path in named):
             raise InputError(message) from error
         return [message]
     if hashing.network_sha256(network.params, network.model_state) != about.network:

@@ -122,7 +122,9 @@ def read_renaming(path: str | os.PathLike[str]) -> dict[str, str]:
         text = reading.read_text(where)
         found = reading.parse_json(text) if text.lstrip().startswith("{") else None
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read the renaming table {where} ({error}); write two names a line") from error
+        raise WeightsError(
+            f"cannot read the renaming table {where} ({error}); name a file with two names a line"
+        ) from error
     if isinstance(found, dict):
         if not all(isinstance(name, str) for name in found.values()):
             raise WeightsError(f"the renaming table {where} has values that are no text; give new names by old ones")

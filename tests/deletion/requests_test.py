@@ -18,6 +18,7 @@ from scissorhands_jax.deletion.entries import Request
 from scissorhands_jax.deletion.ledger import Ledger, check_request
 from scissorhands_jax.deletion.requests import config_in_use
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.training import checkpoints
 from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
 from tests.deletion.spoiling import request
@@ -422,6 +423,28 @@ def test_the_options_of_an_original_are_those_that_the_ledger_has_signed(forgetf
     metadata.write_text(json.dumps(saved))
     with Ledger(forgetful) as book:
         assert config_in_use(book, deletion.Subject()).model_options == {"hidden": [5]}
+
+
+@pytest.mark.parametrize("damage", ["gone", "no description", "another network"])
+def test_the_original_of_a_run_that_is_gone_or_damaged_is_a_change(forgetful, tmp_path, damage, capsys):
+    """Whether or not something else was changed. What is named and is not there is none."""
+    run = tmp_path / "run"
+    if damage == "gone":
+        shutil.rmtree(run)
+    elif damage == "no description":
+        (run / "network" / "meta" / "metadata").write_text("{")
+    else:
+        other = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(6,)).init(jax.random.key(0))
+        checkpoints.save_network(run / "network", *other, {"model": "resnet9"})
+    (found,) = verified(forgetful, "--quick", capsys=capsys)
+    assert f"the original network in {run} cannot be read: " in found
+    for place in (tmp_path / "nowhere", tmp_path):
+        assert command("verify", "--ledger", forgetful, "--quick", "--checkpoint", place) == 2
+        assert f"the original network in {place} cannot be read: there is no network" in error_of(capsys)
+    (forgetful / "extra").touch()
+    changes = verified(forgetful, "--quick", capsys=capsys)
+    assert len(changes) == 2
+    assert found in changes
 
 
 @pytest.mark.parametrize("name", ["trained_on.txt", "forgotten_before.txt"])

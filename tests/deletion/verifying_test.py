@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scissorhands_jax import deletion, hashing
+from scissorhands_jax import deletion, hashing, torch_weights
 from scissorhands_jax.deletion import ledger, records, signing, verifying
 from scissorhands_jax.deletion.entries import RequestsCovered
 from scissorhands_jax.deletion.ledger import Ledger
@@ -210,12 +210,30 @@ def test_what_cannot_be_found_where_it_is_said_to_be_is_no_change(served, begun,
     for words, message in (
         ([begun, "--weights", nowhere], f"the original network in {nowhere} cannot be read"),
         ([begun, "--dataset", f"npz:{nowhere}"], "nowhere"),
+        ([begun, "--rename", nowhere], f"cannot read the renaming table {nowhere}"),
         ([served, "--dataset", f"npz:{nowhere}"], "the network of run 1 cannot be evaluated"),
         ([served, "--head", "A" * 64], "a head is 64 hexadecimal digits in lower case"),
         ([served, "--head", "a" * 63], "a head is 64 hexadecimal digits in lower case"),
     ):
         assert command("verify", "--ledger", *words) == 2, words
         assert message in error_of(capsys)
+
+
+def test_a_renaming_table_that_has_moved_is_no_change(served, tmp_path, capsys):
+    """The ledger says where it was, and it is no part of the network."""
+    arrays = torch_weights.read_state_dict(served.parent / "mlp.safetensors")
+    own = {f"own.{name}": array for name, array in arrays.items()}
+    torch_weights.write_safetensors(tmp_path / "own.safetensors", own)
+    (tmp_path / "names.txt").write_text("".join(f"own.{name} {name}\n" for name in arrays))
+    (tmp_path / "nine").write_text("9\n")
+    places = {"weights": str(tmp_path / "own.safetensors"), "rename": str(tmp_path / "names.txt")}
+    subject = deletion.Subject(model="mlp", dataset=f"npz:{served.parent / 'data.npz'}", **places)
+    deletion.add(tmp_path / "new", forget=f"indices:{tmp_path / 'nine'}", requester="A", subject=subject)
+    assert verified(tmp_path / "new", capsys=capsys) == []
+    moved = (tmp_path / "names.txt").rename(tmp_path / "moved.txt")
+    assert command("verify", "--ledger", tmp_path / "new") == 2
+    assert f"cannot read the renaming table {tmp_path / 'names.txt'}" in error_of(capsys)
+    assert verified(tmp_path / "new", "--rename", moved, capsys=capsys) == []
 
 
 def test_what_cannot_be_found_hides_no_change(begun, tmp_path, capsys):
