@@ -14,11 +14,21 @@ from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
-from scissorhands_jax.jobs.earlier_runs import FORGET_FILE, FORGOTTEN_BEFORE_FILE, TRAINED_ON_FILE, WEIGHTS_FILE, Past
+from scissorhands_jax.jobs.earlier_runs import (
+    FORGET_FILE,
+    FORGOTTEN_BEFORE_FILE,
+    NETWORK_FOLDER,
+    TRAINED_ON_FILE,
+    WEIGHTS_FILE,
+    Past,
+)
 from scissorhands_jax.jobs.job import ORIGINAL_HASH, saved_identity
 
-# What the next run goes by, next to the network with its description, which says how to read it and that it forgot.
-_READ_NEXT = (runs.RUN_FILE, FORGET_FILE, TRAINED_ON_FILE, FORGOTTEN_BEFORE_FILE)
+# What the next run goes by, apart from the arrays of the network whose description says how to read it.
+_READ_NEXT = (
+    *(runs.RUN_FILE, FORGET_FILE, TRAINED_ON_FILE, FORGOTTEN_BEFORE_FILE),
+    f"{NETWORK_FOLDER}/meta/metadata",
+)
 
 
 def run_in_use(book: Ledger) -> int | None:
@@ -73,8 +83,12 @@ def _erase_again(book: Ledger, number: int) -> str:
     )
 
 
-def check_run_in_use(book: Ledger) -> None:
+def check_run_in_use(book: Ledger, *, network: bool = True) -> None:
     """Refuses to go on from the run in use if its network or the lists of what that knows and forgot were changed.
+
+    Args:
+      book: The ledger.
+      network: Whether the network itself must be as it was recorded; otherwise its description and the lists must.
 
     Raises:
       InputError: A file of the network, a list, or the run's record was changed or is missing.
@@ -86,7 +100,8 @@ def check_run_in_use(book: Ledger) -> None:
     (expected,) = (entry.record for entry in book.entries(RunRecorded) if entry.run == current)
     if digest != expected:
         raise InputError(f"the record of run {current} is not the one that the ledger has; {RESTORE}")
-    for problem in file_problems(book, record, {*record.files.network, *_READ_NEXT}):
+    needed = {*_READ_NEXT, *(record.files.network if network else ())}
+    for problem in file_problems(book, record, needed):
         raise InputError(f"{problem}; `scissorhands request verify` lists everything that is wrong")
 
 

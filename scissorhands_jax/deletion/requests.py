@@ -43,7 +43,7 @@ from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.hashing import canonical
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import FORGOTTEN_BEFORE_FILE, NETWORK_FOLDER, TRAINED_ON_FILE, network_config
-from scissorhands_jax.jobs.job import OriginalNetwork, prepare_network
+from scissorhands_jax.jobs.job import OriginalNetwork, prepare_data, prepare_network
 
 _DESCRIBED = ("model_options", "layout", "prefix", "ema")
 
@@ -107,6 +107,9 @@ def add_request(
 ) -> AddedRequest:
     """Adds a request to the ledger in a folder, which is begun if it does not exist.
 
+    A ledger that exists needs its data for that, and what the network in use has seen and forgotten. The network itself
+    may be damaged or lost, which keeps runs from beginning, and no request from being entered in time.
+
     Args:
       folder: The folder of the ledger, in which nothing else may be when it is begun.
       forget: The specification of the examples, as for `datasets.forget_sets.forget_positions`. All must be in the
@@ -119,7 +122,8 @@ def add_request(
       contact: How to reach the requester. By default nothing is noted.
 
     Raises:
-      InputError: An argument cannot be used, the training set has changed, or an erasure has not ended.
+      InputError: An argument cannot be used, the data or what the run in use has listed was changed, or an erasure has
+        not ended.
       LedgerError: The ledger cannot be used or written.
     """
     subject = subject or Subject()
@@ -145,11 +149,13 @@ def add_request(
         check_erasures(book)
         remove_ledger_leftovers(book, keys)
         config = config_in_use(book, dataclasses.replace(subject, trained_on=None))
-        digests = check_content(book, config, [])
-        network = prepare_network(config)
+        digests = check_content(book, config, [], network=False)
+        # A network that nobody names is not read: a request must be taken while it is damaged or lost, too.
+        read = any((subject.weights, subject.checkpoint, subject.rename, subject.check))
+        known = prepare_network(config) if read else prepare_data(config)
         if subject.trained_on is not None:
-            _check_trained_on(book, Path(subject.trained_on), network.splits)
-        positions, _ = network.forget_set(forget, seed)
+            _check_trained_on(book, Path(subject.trained_on), known.splits)
+        positions, _ = known.forget_set(forget, seed)
         examples = [NamedExample(int(position), digests[position]) for position in positions]
         named = {example.digest for example in examples}
         twins = sum(digest in named for digest in digests) - len(examples)
@@ -277,13 +283,14 @@ def check_place(subject: Subject, current: int | None) -> None:
             )
 
 
-def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request]) -> list[str]:
+def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request], *, network: bool = True) -> list[str]:
     """Checks that the data are those with which the ledger was begun, and that the files of the run in use are its own.
 
     Args:
       book: The ledger.
       config: The configuration that names the data set and its place.
       asked: Requests whose examples are compared one by one, so that the message can name them.
+      network: Whether the network of that run is compared as well, and not only its description and its lists.
 
     Returns:
       The digests of all training examples.
@@ -312,7 +319,7 @@ def check_content(book: Ledger, config: NetworkConfig, asked: Sequence[Request])
             f"the test set of {config.dataset} is not the one that the ledger in {book.folder} was begun with, and "
             "with another one nothing shows what the network has forgotten; put it back, or begin a new ledger"
         )
-    check_run_in_use(book)
+    check_run_in_use(book, network=network)
     for name, file in past_files(book.folder).items():
         if positions_digest(book.keys, forget_sets.read_positions(file)) != getattr(about, name):
             raise InputError(f"{file} has changed since the ledger was begun; put it back from your backup")

@@ -39,15 +39,11 @@ _FILES = {"dataset": tuple(datasets.FILES), "forget": forget_sets.FILE_FORMS, "v
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class OriginalNetwork:
-    """A network that a job begins with, read and checked, and the data that it was trained on."""
+class TrainingData:
+    """The data that a network was trained on, and what it still knows of them."""
 
     config: NetworkConfig
     splits: datasets.Splits
-    model: Model
-    params: Params
-    model_state: ModelState
-    names: Mapping[str, str]  # of `loading.ReadNetwork`
     past: Past
     train_sha256: str  # of the training split
 
@@ -79,6 +75,16 @@ class OriginalNetwork:
             trained_on=self.past.trained_on,
         )
         return positions, data_lib.split(train, positions, self.past.trained_on)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class OriginalNetwork(TrainingData):
+    """A network that a job begins with, read and checked, and the data that it was trained on."""
+
+    model: Model
+    params: Params
+    model_state: ModelState
+    names: Mapping[str, str]  # of `loading.ReadNetwork`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,13 +346,25 @@ def prepare_network(
         read = ReadNetwork(config, model, *model.init(jax.random.key(seed)))
     else:
         read = read_network(config, splits)
+    return OriginalNetwork(**{**vars(_known_data(config, splits)), **read._asdict()})
+
+
+def prepare_data(config: NetworkConfig) -> TrainingData:
+    """Reads the data that a network was trained on and its past, and not the network itself.
+
+    Args:
+      config: The network.
+
+    Raises:
+      InputError: The data set or the files that say what the network was trained on cannot be used.
+    """
+    return _known_data(config, datasets.load(config.dataset, config.data_dir))
+
+
+def _known_data(config: NetworkConfig, splits: datasets.Splits) -> TrainingData:
     train_sha256 = hashing.tree_sha256(splits.train)
-    return OriginalNetwork(
-        splits=splits,
-        **read._asdict(),
-        past=past_of(config, data_lib.size(splits.train), train_sha256, splits.held_out),
-        train_sha256=train_sha256,
-    )
+    past = past_of(config, data_lib.size(splits.train), train_sha256, splits.held_out)
+    return TrainingData(config=config, splits=splits, past=past, train_sha256=train_sha256)
 
 
 def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -23,6 +23,32 @@ from tests.deletion import forking
 from tests.deletion.commands import QUICK, command, error_of, moved_data, states, verified
 from tests.deletion.spoiling import request
 
+DAMAGES = {
+    "the file for others": lambda run: (run / "network.safetensors").unlink(),
+    "the arrays": lambda run: [
+        path.write_bytes(b"") for path in (run / "network/network").rglob("*") if path.is_file()
+    ],
+    "a list": lambda run: (run / "trained_on.txt").write_text("1\n2\n"),
+    "the description": lambda run: (run / "network/meta/metadata").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_request_can_be_entered_while_the_network_in_use_is_damaged(book_folder, tmp_path, what, capsys):
+    """It has a date, and needs what the network knows and has forgotten, not the network."""
+    DAMAGES[what](records.run_folder(book_folder, 1))
+    (tmp_path / "nine").write_text("9\n")
+    asked = ["--ledger", book_folder, "--forget", f"indices:{tmp_path / 'nine'}", "--requester", "D"]
+    needed = what in ("a list", "the description")
+    assert command("add", *asked) == (2 if needed else 0)
+    assert len(states(book_folder)) == (3 if needed else 4)
+    before = states(book_folder)
+    capsys.readouterr()
+    assert command("run", "--ledger", book_folder, *QUICK) == 2
+    message = error_of(capsys)
+    assert what == "the description" or "put the file back from your backup" in message
+    assert states(book_folder) == before
+
 
 def test_requests_and_their_states_are_listed(served, capsys):
     assert command("list", "--ledger", served, "--json") == 0
@@ -445,6 +471,17 @@ def test_the_original_of_a_run_that_is_gone_or_damaged_is_a_change(forgetful, tm
     changes = verified(forgetful, "--quick", capsys=capsys)
     assert len(changes) == 2
     assert found in changes
+
+
+def test_a_request_can_be_entered_while_the_original_is_lost(forgetful, tmp_path, capsys):
+    """Unless it says where that is, which must then be right."""
+    shutil.rmtree(tmp_path / "run")
+    asked = ["--ledger", forgetful, "--forget", f"indices:{tmp_path / 'first'}", "--requester", "B"]
+    assert command("add", *asked) == 0
+    for words in (["add", *asked, "--checkpoint", tmp_path / "run"], ["run", "--ledger", forgetful, *QUICK]):
+        assert command(*words) == 2
+        assert f"there is no network checkpoint in {tmp_path / 'run'}" in error_of(capsys)
+    assert states(forgetful) == ["open", "open"]
 
 
 @pytest.mark.parametrize("name", ["trained_on.txt", "forgotten_before.txt"])
