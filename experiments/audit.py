@@ -88,7 +88,7 @@ def write_again(folder: Path, out: Path) -> None:
         scores = AuditScores.from_document(reading.read_json(folder / SCORES_FILE))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no scores ({error}); name the folder of a finished audit") from error
-    runs.check_inputs(out, [folder / runs.RESULTS_FILE])
+    files.check_inputs(out, [folder / runs.RESULTS_FILE])
     document = report.read_results(folder / runs.RESULTS_FILE)
     estimates, gates = scores.numbers()
     document |= {**numbers_document(estimates, gates), "trusted": trusted(gates)}

@@ -20,7 +20,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -414,6 +414,25 @@ def check_name(folder: str | os.PathLike) -> None:
                 f"no run can be in {path}, whose name has the character {character}, with which Orbax would not find "
                 "its networks again; name another folder"
             )
+
+
+def check_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuses to write a result where it would remove what it is made of.
+
+    Args:
+      out: The folder or the file of the result, which need not exist.
+      inputs: The files and folders that are read; None is none. Links are followed, and the links themselves count too.
+
+    Raises:
+      InputError: One of them is `out` or lies in it.
+    """
+    whole = resolved(out)
+    for path in (Path(path) for path in inputs if path is not None):
+        link = Path(os.path.abspath(path))
+        places = (resolved(path), resolved(link.parent) / link.name)
+        if any(whole in (place, *place.parents) for place in places):
+            found = f"is where the result goes, {out}" if whole in places else f"lies in {out}, where the result goes"
+            raise InputError(f"{path} is read and {found}; name another place for one of them")
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> None:

@@ -91,7 +91,9 @@ def run_audit(
     audit = Audit(experiment, TIERS[tier], num_networks, seed, data_dir, networks or out / "networks", trained_on, own)
     settings = {"tier": tier, "seed": seed, **audit.loaded.settings}
     identity = identify({"command": "audit", **settings, **audit.data_hashes()})
-    with CellFolder.open(out, identity, AuditCell, inputs=audit.loaded.inputs, overwrite=overwrite) as folder:
+    with CellFolder.open(
+        out, identity, AuditCell, inputs=audit.loaded.inputs, store=networks, overwrite=overwrite
+    ) as folder:
         document = _carried_out(audit, folder, out, {"experiment": experiment.name, **settings}, started, console)
         report.write_audit(out / "report.html", document)
     report.print_audit(document, console)

@@ -88,12 +88,12 @@ class ResumeOptions(OverwriteOptions):
           inputs: Files and folders that the command reads and the run does not know; None is none.
 
         Raises:
-          InputError: As `runs.check_inputs`.
+          InputError: As `files.check_inputs`.
         """
-        from scissorhands_jax.jobs import runs
+        from scissorhands_jax import files
 
         if not self.resume:
-            runs.check_inputs(out, inputs)
+            files.check_inputs(out, inputs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

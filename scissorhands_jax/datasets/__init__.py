@@ -79,13 +79,14 @@ def prepare(
       The folder of the data set.
 
     Raises:
-      InputError: The data set needs no preparation or is there already, or sources are missing, damaged or not the
-        official ones.
+      InputError: The data set needs no preparation or is there already, or sources are missing, damaged, not the
+        official ones or where the data set goes.
     """
     if name not in prepared.SET_FOLDERS:
         reason = f"{name} needs no preparation" if name in DATASETS else f"there is no data set {name!r} to prepare"
         raise InputError(f"{reason}; `data prepare` takes {', '.join(prepared.SET_FOLDERS)}")
     folder = prepared.folder_of(name, data_dir)
+    files.check_inputs(folder, sources)
     files.remove_leftovers_of(folder)
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already; add --overwrite to replace it")

@@ -221,6 +221,7 @@ def sign_audit(folder: Path, run: Path, key: Path, *, data_dir: str | None = Non
     Raises:
       InputError: The audit is about something else than the run, its gates do not hold, or a file cannot be used.
     """
+    files.check_inputs(folder / signed_audits.SIGNED_FILE, [key])
     private = signing.read_private(key)
     results = signed_audits.finished_results(folder)
     config = read_run_config(run / runs.RESULTS_FILE)

@@ -157,7 +157,7 @@ def evaluate_images(
     counted = {IMAGES: images} if original is None else {IMAGES: images, ORIGINAL_IMAGES: original}
     kept = _utility_folders(utility)
     read_from = [] if generation is None else [generation.model, generation.unet, generation.tokenizer]
-    runs.check_inputs(out, [*counted.values(), *kept.values(), *read_from])
+    files.check_inputs(out, [*counted.values(), *kept.values(), *read_from])
     made = _unets_to_make(images, original, generation)
     networks_sha256 = _check_networks(generation, made)
     _check_made(generation, {name: counted[name] for name in made}, networks_sha256)

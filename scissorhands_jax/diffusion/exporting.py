@@ -59,7 +59,7 @@ def export_weights(
       The file of each network.
 
     Raises:
-      InputError: There is no such network, or a file exists already.
+      InputError: There is no such network, a file exists already, or the tokenizer that is read would be replaced.
       WeightsError: A file cannot be written, or a number is too large for `dtype`.
     """
     check_dtype(dtype)
@@ -72,6 +72,8 @@ def export_weights(
     written = [path for target in targets.values() for path in (target, target.parent / CONFIG_FILE)]
     others = [path for target in targets.values() for path in _other_weights(target)]
     if whole:
+        vocabulary_files = tokenizer_lib.find_vocabulary(folder / model_folder.TOKENIZER_FOLDER)
+        files.check_inputs(out / model_folder.TOKENIZER_FOLDER, vocabulary_files)
         written += [out / "scheduler" / SCHEDULER_FILE, out / PIPELINE_FILE]
         others += [out / model_folder.TOKENIZER_FOLDER / name for name in model_folder.TOKENIZER_FILES]
     for path in (*written, *others):
@@ -79,9 +81,7 @@ def export_weights(
         _check_free(path, overwrite=overwrite)
     if whole:
         model_folder.read_model_config(folder, unet=unet)  # refuses networks that do not fit together
-        vocabulary = tokenizer_lib.read_vocabulary(
-            tokenizer_lib.find_vocabulary(folder / model_folder.TOKENIZER_FOLDER)
-        )
+        vocabulary = tokenizer_lib.read_vocabulary(vocabulary_files)
         scheduler = _scheduler(folder, homes["unet"])
     for target in targets.values():
         for path in _other_weights(target):

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,11 +137,14 @@ def import_weights(
 
     Raises:
       InputError: See `plan_import`; also if a network exists already, with `resume` from another file, or none can be
-        kept in a folder of that name. Nothing was written.
+        kept in a folder of that name, or what is read would be replaced. Nothing was written.
       WeightsError: A file is damaged, holds another network, or NaN or infinity. Nothing was written for that network.
     """
     files.check_name(out)
     plan = plan_import(sources, config, tokenizer=tokenizer, ema=ema)
+    if overwrite or not resume:
+        read = [file for source in plan.sources.values() for file in (*source.files, source.config)]
+        _check_inputs(out, plan.sources, [*read, plan.scheduler], plan.tokenizer)
     model_folder.remove_unfinished(out)
     for part in plan.sources:
         if (out / part).exists() and not (overwrite or resume):
@@ -185,13 +188,14 @@ def make_random(
       overwrite: Whether networks that exist are replaced.
 
     Raises:
-      InputError: A network exists already, or there is no tokenizer for the text encoder.
+      InputError: A network exists already, there is no tokenizer for the text encoder, or it would be replaced.
     """
     spelled = tokenizer_lib.byte_tokens()
     spells = tokenizer is None and config.text.vocabulary == len(spelled)
     if not spells:
         found = tokenizer_lib.find_vocabulary(tokenizer)
         tokenizer_lib.check_size(tokenizer_lib.read_vocabulary(found), found, config.text.vocabulary)
+        _check_inputs(out, networks.PARTS, [], tokenizer)
     if not overwrite and (taken := next((out / part for part in networks.PARTS if (out / part).exists()), None)):
         raise InputError(f"{taken} exists already; add --overwrite to replace it, or name another --out")
     model_folder.remove_unfinished(out)
@@ -205,6 +209,25 @@ def make_random(
         model_folder.write_tokenizer(contents, out)
     else:
         model_folder.copy_tokenizer(tokenizer, out)
+
+
+def _check_inputs(out: Path, parts: Collection[str], read: Collection[Path | None], tokenizer: Path | None) -> None:
+    """Refuses to read what would be replaced in a model's folder.
+
+    Args:
+      out: The folder.
+      parts: The networks that are written.
+      read: The files that they are made from; None is none.
+      tokenizer: Where the tokenizer is that is copied, see `tokenizer.find_vocabulary`; None is none.
+
+    Raises:
+      InputError: Something lies where a network or the tokenizer is written.
+    """
+    if tokenizer is not None:
+        read = [*read, *tokenizer_lib.find_vocabulary(tokenizer)]
+        parts = [*parts, model_folder.TOKENIZER_FOLDER]
+    for name in parts:
+        files.check_inputs(out / name, read)
 
 
 def _random(outline: Params, generator: np.random.Generator) -> Params:

@@ -110,6 +110,7 @@ class CellFolder(Generic[CellT]):
         kind: type[CellT],
         *,
         inputs: Iterable[str | Path | None] = (),
+        store: Path | None = None,
         overwrite: bool,
     ) -> Iterator[Self]:
         """The cells in the folder of a run, `out/cells`, to which nobody else can write meanwhile.
@@ -121,13 +122,17 @@ class CellFolder(Generic[CellT]):
           identity: All that the cells depend on together.
           kind: The type of the results.
           inputs: The files and folders that the run reads, as for `runs.open_folder`.
+          store: Where the caller has said that networks are kept, which is read as well. Its own place, `out/networks`,
+            goes with the run that is removed.
           overwrite: Whether to remove the run that is in the folder.
 
         Raises:
           InputError: The folder holds other files or another run, or what the run reads.
           BusyError: Another process writes to the folder.
         """
-        with runs.open_folder(out, identity, inputs=inputs, overwrite=overwrite, resume=True):
+        own = store is None or files.resolved(store) == files.resolved(out / "networks")
+        read = [*inputs, None if own else store]
+        with runs.open_folder(out, identity, inputs=read, overwrite=overwrite, resume=True):
             yield cls(out / "cells", kind)
 
     def path(self, cell: ResultCell[CellT]) -> Path:

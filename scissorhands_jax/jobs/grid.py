@@ -102,7 +102,7 @@ def run_grid(
     taken = [] if go_on_from is None else cells_in(go_on_from)
     table.check(taken, str(go_on_from))
     inputs: list[str | Path | None] = [*store.loaded.inputs, go_on_from]
-    with CellFolder.open(out, identity, TableCell, inputs=inputs, overwrite=overwrite) as folder:
+    with CellFolder.open(out, identity, TableCell, inputs=inputs, store=networks, overwrite=overwrite) as folder:
         added = sum(folder.add(cell.place, cell) for cell, _ in taken)
         if taken:
             others = "; it had the others" if added < len(taken) else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,8 +36,8 @@ def open_folder(
       folder: The folder. It is made if it does not exist. A link stands for the folder that it leads to.
       identity: Everything that determines the result of the run. A resumed run must have the same, except for the
         environment.
-      inputs: The files and folders that the run reads, as for `check_inputs`. A run that is continued may have them in
-        its folder, of which nothing is removed.
+      inputs: The files and folders that the run reads, as for `files.check_inputs`. A run that is continued may have
+        them in its folder, of which nothing is removed.
       overwrite: Whether to remove the run that is in the folder.
       resume: Whether a run that is in the folder is continued. None is the same as False, for commands that cannot be
         resumed: their error does not propose it.
@@ -52,7 +51,7 @@ def open_folder(
       BusyError: Another process writes to the folder.
     """
     if overwrite or not resume:
-        check_inputs(folder, inputs)
+        files.check_inputs(folder, inputs)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
     files.check_name(folder)
@@ -98,25 +97,6 @@ def cleared_if_refused(folder: Path, fresh: bool, checkpoints: str) -> Iterator[
         if fresh and not saved and distributed.is_first():
             files.clear_folder(folder, last=RUN_FILE)
         raise
-
-
-def check_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
-    """Refuses to write a result where it would remove what it is made of.
-
-    Args:
-      out: The folder or the file of the result, which need not exist.
-      inputs: The files and folders that are read; None is none. Links are followed, and the links themselves count too.
-
-    Raises:
-      InputError: One of them is `out` or lies in it.
-    """
-    whole = files.resolved(out)
-    for path in (Path(path) for path in inputs if path is not None):
-        link = Path(os.path.abspath(path))
-        places = (files.resolved(path), files.resolved(link.parent) / link.name)
-        if any(whole in (place, *place.parents) for place in places):
-            found = f"is where the result goes, {out}" if whole in places else f"lies in {out}, where the result goes"
-            raise InputError(f"{path} is read and {found}; name another place for one of them")
 
 
 def check_folder(folder: Path, identity: Identity, *, warn: bool = False) -> None:

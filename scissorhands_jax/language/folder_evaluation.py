@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from scissorhands_jax import files
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.language.answer_scores import SETS
 from scissorhands_jax.language.decoder import decoder
@@ -67,7 +66,7 @@ def evaluate_folder(
     if unknown := [name for name in questions if name not in SETS]:
         raise InputError(f"there is no set {unknown[0]!r}; choose among {', '.join(SETS)}")
     folder = open_language_folder(model)
-    runs.check_inputs(out, [*questions.values(), *model.iterdir()])
+    files.check_inputs(out, [*questions.values(), *model.iterdir()])
     sizes = dataclasses.replace(folder.sizes, dtype=dtype)
     limits = {"vocabulary": sizes.vocabulary, "context": sizes.context}
     form = question_form(model, template)

@@ -219,6 +219,11 @@ class TestInput:
             run_audit(dataclasses.replace(experiment, scenarios=(wrong,)), tmp_path / "out", console=QUIET)
         assert not (tmp_path / "out").exists()
 
+    def test_networks_that_are_kept_in_its_folder_are_not_removed_for_it(self, experiment, tmp_path):
+        out = tmp_path / "out"
+        with pytest.raises(InputError, match="out/nets is read and lies in"):
+            run_audit(experiment, out, tier="smoke", networks=out / "nets", overwrite=True, console=QUIET)
+
     def test_an_unknown_tier_is_named(self, experiment, tmp_path):
         with pytest.raises(InputError, match="no tier 'huge'; choose one of smoke, standard, full"):
             run_audit(experiment, tmp_path / "out", tier="huge", console=QUIET)

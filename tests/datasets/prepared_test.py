@@ -145,6 +145,14 @@ class TestPrepare:
         datasets.prepare("svhn", [official], tmp_path, unverified=True, overwrite=True)
         assert len(datasets.load("svhn", tmp_path).test["label"]) == 4
 
+    @pytest.mark.parametrize("name", ["svhn", "faces"])
+    def test_what_is_read_is_not_replaced(self, tmp_path, name):
+        folder = prepared.folder_of(name, tmp_path)
+        (folder / "mine").mkdir(parents=True)
+        for source in (folder, folder / "mine"):
+            with pytest.raises(InputError, match=r"is read and (lies in|is where the result goes)"):
+                datasets.prepare(name, [source], tmp_path, overwrite=True)
+
     @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow would download it")
     def test_without_archives_and_tensorflow_both_ways_are_shown(self, tmp_path):
         with pytest.raises(InputError, match=r"cifar-100-binary.tar.gz, copied from .*kriz.*pip install '\.\[tensorfl"):

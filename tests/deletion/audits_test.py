@@ -466,6 +466,7 @@ class TestSigned:
             ([*sign, "--run", str(seeded)], "does not have the digest that it names"),
             ([*sign, "--run", str(tmp_path / "nowhere")], "nowhere"),
             ([*key, str(whole.public)], "holds no private key in PEM form"),
+            ([*key, str(whole.signed)], "is read and is where the result goes"),
             ([*key, str(tmp_path / "nothing")], "cannot be read"),
             (
                 ["audit", "sign", "--audit", str(whole.run), "--run", str(whole.run), "--key", str(whole.key)],

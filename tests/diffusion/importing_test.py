@@ -246,6 +246,24 @@ class TestReplacing:
         assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["merges.txt", "vocab.json"]
 
 
+def test_what_a_model_is_made_of_is_not_replaced_by_it(folder, random_model, tmp_path):
+    """Neither the weights of diffusers, which lie where networks are written, nor the files of a tokenizer."""
+    whole = shutil.copytree(folder, tmp_path / "sd")
+    (whole / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    model = shutil.copytree(random_model, tmp_path / "model")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    for overwrite in (False, True):
+        for refused in (
+            lambda replace: importing.import_weights(dict.fromkeys(PARTS, whole), whole, TINY, overwrite=replace),
+            lambda replace: importing.import_weights({"text": whole / FILES["text"]}, whole, TINY, overwrite=replace),
+            lambda replace: importing.make_random(whole, TINY, tokenizer=whole, overwrite=replace),
+            lambda replace: exporting.export_weights(model, model, overwrite=replace),
+        ):
+            with pytest.raises(InputError, match=r"is read and lies in .*, where the result goes"):
+                refused(overwrite)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_files_come_back_as_they_were(tmp_path, dtype):
     narrow = {name: array.astype(file_layouts.FILE_DTYPES[dtype]) for name, array in tensors("text").items()}

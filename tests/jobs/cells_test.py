@@ -93,6 +93,21 @@ def fill(folder, made, write_results=lambda: None, **options):
         folder.fill(made, progress, write_results, **options)
 
 
+def test_networks_that_somebody_keeps_are_not_removed_for_the_result(tmp_path):
+    """Those in the run's own place belong to the run, also where that place is named."""
+    out, identity = tmp_path / "out", identify({"command": "test"})
+
+    def begun(store):
+        with CellFolder.open(out, identity, Number, store=store, overwrite=True):
+            (out / "networks").mkdir()
+
+    for store in (None, out / "networks", out / "cells" / ".." / "networks", tmp_path / "nets"):
+        begun(store)
+    for store in (out / "nets", out / "networks" / "nets", out):
+        with pytest.raises(InputError, match=r"is read and (lies in|is where) .*out"):
+            begun(store)
+
+
 @pytest.mark.parametrize("kind", [Number, Arrays])
 class TestResume:
     def test_all_cells_are_computed_once(self, tmp_path, kind):

@@ -391,6 +391,11 @@ class TestTable:
         ):
             grid.run_grid(other, tmp_path / "out", seeds=[3], networks=out / "networks", console=QUIET)
 
+    def test_networks_that_are_kept_in_its_folder_are_not_removed_for_it(self, tmp_path):
+        out = tmp_path / "out"
+        with pytest.raises(InputError, match="out/nets is read and lies in"):
+            grid.run_grid(EXPERIMENT, out, seeds=[3], networks=out / "nets", overwrite=True, console=QUIET)
+
     @pytest.mark.parametrize("seeds", [[], [1, 1], [-1]])
     def test_seeds_are_checked(self, tmp_path, seeds):
         with pytest.raises(InputError, match="seeds must be different numbers from 0 on"):
