@@ -163,15 +163,18 @@ def test_what_was_erased_does_not_count_as_never_seen(spoiled):
 
 
 def test_an_erasure_that_is_going_on_is_no_change(spoiled, monkeypatch, capsys):
-    seen = []
+    seen, gone = [], []
 
     def watched(path, remove=files.remove):
+        was_there = os.path.lexists(path)
         remove(path)
-        if not seen:
+        if was_there and not gone:
+            gone.append(path)
             seen.append(command("verify", "--ledger", spoiled, "--quick"))
 
     monkeypatch.setattr(erasing.files, "remove", watched)
     deletion.erase(spoiled, 2)
+    assert [records.run_folder(spoiled, 2) in path.parents for path in gone] == [True], "a file of the run was missing"
     captured = capsys.readouterr()
     assert (seen, "CHANGED" in captured.out) == ([0], False)
     assert "a request is being erased, so of the folders of runs only the networks were verified" in " ".join(

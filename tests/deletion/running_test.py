@@ -374,15 +374,21 @@ def test_what_was_planted_in_the_folder_of_a_run_is_not_gone_on_with(book_folder
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_run_that_was_not_started_leaves_nothing_of_what_was_to_be_forgotten(book_folder, error, monkeypatch):
+    kept = []
+
     def keep(plan, folder):
         folder.mkdir()
+        kept.append(folder)
         (folder / "signed.json").write_text("4\n5\n")
         raise error
 
     monkeypatch.setattr(running.audits, "checked_plan", lambda plan, *_: plan)
     monkeypatch.setattr(running.audits, "keep_signed", keep)
     before = sorted((book_folder / "runs").iterdir())
-    assert command("run", "--ledger", book_folder, *QUICK, "--tier", "smoke") in (2, 130)
+    assert command("run", "--ledger", book_folder, *QUICK, "--tier", "smoke") == (
+        130 if error is KeyboardInterrupt else 2
+    )
+    assert [path.name for path in kept] == ["000003.audit"]
     assert sorted((book_folder / "runs").iterdir()) == before
 
 
