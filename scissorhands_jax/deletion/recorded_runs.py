@@ -61,9 +61,23 @@ def stopped_erasures(book: Ledger) -> list[int]:
     return [entry.id for entry in book.entries(ErasureBegun) if entry.id not in ended]
 
 
-def being_erased(book: Ledger) -> bool:
-    """Says whether a process is erasing a request at this moment, and removing files of runs other than networks."""
-    return bool(stopped_erasures(book)) and files.holder(book.folder) is not None
+def erasure_going_on(book: Ledger) -> str | None:
+    """Describes an erasure that a process may be carrying out at this moment, which removes files of runs.
+
+    Or it was stopped, and that process does something else; nothing tells one from the other.
+
+    Returns:
+      What is known, and what to do then. None if all erasures have ended, or nobody works on the ledger.
+    """
+    left = stopped_erasures(book)
+    holder = files.holder(book.folder) if left else None
+    if holder is None:
+        return None
+    return (
+        f"the erasure of request {left[0]} has not ended and {holder} is working on the ledger, so of the folders of "
+        "runs only the networks were verified; verify again when that process has ended, and if it is no erasure, "
+        f"{_repeat(book, left[0])}"
+    )
 
 
 def check_erasures(book: Ledger) -> None:
@@ -77,10 +91,11 @@ def check_erasures(book: Ledger) -> None:
 
 
 def _erase_again(book: Ledger, number: int) -> str:
-    return (
-        f"the erasure of request {number} was stopped before it ended; repeat `scissorhands request erase --ledger "
-        f"{book.folder} {number}`"
-    )
+    return f"the erasure of request {number} was stopped before it ended; {_repeat(book, number)}"
+
+
+def _repeat(book: Ledger, number: int) -> str:
+    return f"repeat `scissorhands request erase --ledger {book.folder} {number}`"
 
 
 def check_run_in_use(book: Ledger, *, network: bool = True) -> None:

@@ -16,8 +16,8 @@ from scissorhands_jax.deletion.contents import Contents
 from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunFailed, RunRecorded, RunStarted
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
 from scissorhands_jax.deletion.recorded_runs import (
-    being_erased,
     changed,
+    erasure_going_on,
     expected_files,
     file_problems,
     files_left,
@@ -208,13 +208,9 @@ def _record_problems(book: Ledger, hashes: Mapping[int, str], console: Console) 
       console: Where to note that files were left out, because an erasure is removing them.
     """
     folder, public = book.folder, book.public
-    erasing = being_erased(book)
-    if erasing:
-        _note(
-            console,
-            "a request is being erased, so of the folders of runs only the networks were verified; verify again when "
-            "that has ended",
-        )
+    erasing = erasure_going_on(book)
+    if erasing is not None:
+        _note(console, erasing)
     found = []
     previous = CHAIN_START
     for number, expected in hashes.items():

@@ -163,6 +163,7 @@ def test_what_was_erased_does_not_count_as_never_seen(spoiled):
 
 
 def test_an_erasure_that_is_going_on_is_no_change(spoiled, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
     seen, gone = [], []
 
     def watched(path, remove=files.remove):
@@ -177,9 +178,8 @@ def test_an_erasure_that_is_going_on_is_no_change(spoiled, monkeypatch, capsys):
     assert [records.run_folder(spoiled, 2) in path.parents for path in gone] == [True], "a file of the run was missing"
     captured = capsys.readouterr()
     assert (seen, "CHANGED" in captured.out) == ([0], False)
-    assert "a request is being erased, so of the folders of runs only the networks were verified" in " ".join(
-        captured.err.split()
-    )
+    assert f"the erasure of request 2 has not ended and process {os.getpid()} on " in captured.err
+    assert "is working on the ledger, so of the folders of runs only the networks were verified" in captured.err
 
 
 def test_an_open_request_for_the_same_examples_is_covered(spoiled, capsys):
@@ -347,6 +347,12 @@ def test_an_erasure_that_was_stopped_is_to_be_repeated_before_anything_else(spoi
     found = verified(spoiled, "--quick", capsys=capsys)
     assert found
     assert [line for line in found if not line.endswith(advice)] == []
+    monkeypatch.setenv("COLUMNS", "1000")
+    with files.sole_writer(spoiled):  # as another command does, such as `export`
+        assert command("verify", "--ledger", spoiled, "--quick") == 0
+    note = "the erasure of request 2 has not ended and process "
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if note in line]
+    assert line.endswith(f"if it is no erasure, {advice.partition('; ')[2]}")
     deletion.erase(spoiled, 2)
     assert verified(spoiled, "--quick", capsys=capsys) == []
     ask(spoiled.parent, "Fourth Person", 170)
