@@ -132,7 +132,7 @@ def verify_ledger(
         current = run_in_use(book)
         check_place(subject, current)
         found += _foreign(book, list(hashes), console)
-        stopped = unfinished_run(book)
+        stopped = _stopped_run(book)
         if stopped is not None:
             _note(console, f"run {stopped.run} has not ended, so nothing that it has left so far was verified")
         found += _settled(book, lambda: _record_problems(book, hashes, console))
@@ -295,7 +295,7 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
         expected |= {keys / name for name in (signing.SECRET_FILE, signing.SIGNING_FILE)}
     numbers = [entry.run for entry in book.entries(RunRecorded)]
     working: set[Path] = set()
-    stopped = None if book.is_copy else unfinished_run(book)
+    stopped = _stopped_run(book)
     if not book.is_copy:
         expected |= set(past_files(folder).values())
     if stopped is not None:
@@ -316,6 +316,11 @@ def _allowed(book: Ledger, with_record: Iterable[int]) -> Contents:
             expected |= {run_folder / name for name in (*listed.network, *listed.other)}
     folders = frozenset({folder / records.RECORDS_FOLDER, folder / records.RUNS_FOLDER})
     return Contents(frozenset(expected), folders, frozenset(working))
+
+
+def _stopped_run(book: Ledger) -> RunStarted | None:
+    """Returns the run that was stopped and may have left something. An auditor's copy has nothing of it."""
+    return None if book.is_copy else unfinished_run(book)
 
 
 def _are_own(book: Ledger, keys: Path) -> bool:
