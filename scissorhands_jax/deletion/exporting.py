@@ -37,7 +37,7 @@ def export_ledger(folder: Path, out: Path, *, keys: Path | None = None) -> str:
 
     Raises:
       InputError: There is something at `out` already, or appears there meanwhile and stays; or `out` lies in the
-        ledger.
+        ledger, or in what is no folder.
       LedgerError: The ledger cannot be read, or was changed.
       OSError: A file is missing or cannot be written.
     """
@@ -66,10 +66,15 @@ def _new_copy(out: Path) -> Iterator[Path]:
     message = f"{out} exists already; name a folder that does not"
     if os.path.lexists(out):
         raise InputError(message)
+    above = next(path for path in out.parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise InputError(f"{above} is no folder, so no copy can be made in it; name a folder elsewhere")
     try:
         with files.new_folder(out, replace=False) as place:
             yield place
     except FileExistsError as error:
+        if not os.path.lexists(out):  # It is about something above it.
+            raise
         raise InputError(message) from error
 
 

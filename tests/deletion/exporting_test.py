@@ -263,6 +263,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(served, book_folder, tmp_p
     (tmp_path / "there").mkdir()
     assert command("export", "--ledger", served, "--out", tmp_path / "there") == 2
     assert "exists already; name a folder that does not" in error_of(capsys)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("notes.txt/copy", "notes.txt/deep/copy", "link/copy"):
+        assert command("export", "--ledger", served, "--out", tmp_path / place) == 2
+        assert f"{tmp_path / place.partition('/')[0]} is no folder, so no copy can be made in it" in error_of(capsys)
     by_hand(book_folder, "DELETE FROM requests WHERE id = 3")
     assert command("export", "--ledger", book_folder, "--out", tmp_path / "copy") == 2
     assert "request 3" in error_of(capsys)
@@ -270,4 +275,4 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(served, book_folder, tmp_p
     shutil.copy(served / ledger.DATABASE_FILE, book_folder / ledger.DATABASE_FILE)
     assert command("export", "--ledger", book_folder, "--out", tmp_path / "copy") == 2
     assert "000002.html" in error_of(capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger", "link", "notes.txt", "there"]
