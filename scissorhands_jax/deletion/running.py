@@ -185,12 +185,12 @@ def _start(
     auditor: Auditor | None,
 ) -> RunStarted:
     """Checks everything that a run needs, and records its start in the history."""
-    check_content(book, config, asked)
     if asks_for_held_out(config.method) and any(not entry.withdrawn for entry in book.entries(RequestErased)):
         raise InputError(
             "the ceiling 'held-out' is measured on examples that the network never saw, and since a served request was "
-            "erased no list says which these are; give ceiling=uniform or ceiling=NUMBER"
+            "erased no list says which these are; give method.ceiling=uniform or method.ceiling=NUMBER"
         )
+    check_content(book, config, asked)
     job = prepare_job(config)
     check_past(book, job.past)
     network = hashing.network_sha256(job.params, job.model_state)

@@ -158,8 +158,10 @@ def test_what_was_erased_does_not_count_as_never_seen(spoiled):
     deletion.erase(spoiled, 2)
     ask(spoiled.parent, "Fourth Person", 170)
     settings = METHODS["scissorhands"](epochs=1, batch_size=64, ceiling="held-out")
-    with pytest.raises(InputError, match="since a served request was erased no list says which these are"):
-        deletion.run(spoiled, settings, method="scissorhands", console=Console(quiet=True))
+    told = "since a served request was erased no list says which these are; give method.ceiling=uniform or method.ceil"
+    for subject in (None, deletion.Subject(dataset="npz:nowhere.npz")):  # Nothing is read first.
+        with pytest.raises(InputError, match=told):
+            deletion.run(spoiled, settings, method="scissorhands", subject=subject, console=Console(quiet=True))
 
 
 def test_an_erasure_that_is_going_on_is_no_change(spoiled, monkeypatch, capsys):
