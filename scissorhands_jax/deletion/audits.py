@@ -287,9 +287,11 @@ def findings_about(
             for gate in document["gates"]
             if gate["decides"] and (gate["passed"] is not None or gate["reported"])
         )
-        if lost := sum(_is_of(failure, name, label) for failure in document.get("failures", ())):
-            of = document["ensemble"]["networks_per_side"]
-            why = f"{label} diverged on {lost} of {of} networks, and the others say nothing of these"
+        if lost := [failure for failure in document.get("failures", ()) if _is_of(failure, name, label)]:
+            on = f"on {len(lost)} of {document['ensemble']['networks_per_side']} networks"
+            left_out = any(failure.get("failure") == signed_audits.NO_SCORES for failure in lost)
+            what = f"has no scores {on}: {signed_audits.NO_SCORES}" if left_out else f"diverged {on}"
+            why = f"{label} {what}, and the others say nothing of these"
             gates += (EvidenceGate("audit: networks of the method", False, why),)
         entries = {entry["metric"]: entry for entry in document["evidence"] if _is_of(entry, name, label)}
         if any("error" not in entry for entry in entries.values()):

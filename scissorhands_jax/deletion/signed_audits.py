@@ -34,6 +34,9 @@ from scissorhands_jax.methods import describe
 SIGNED_FILE = "signed.json"
 """The name of the signed document in the folder of an audit."""
 
+NO_SCORES = "it diverged there, or they were left out"
+"""Why a method in a signed document has no scores on a network: the document does not tell one from the other."""
+
 _PURPOSE = "audit"
 _FORMAT = 1
 _RESULTS = ("config", "data", "ensemble")  # what a document takes over from results.json
@@ -267,14 +270,11 @@ def _check_sizes(results: Mapping[str, Any], scores: AuditScores) -> None:
 
 
 def _failures(scores: AuditScores) -> list[dict[str, str]]:
-    """Names, once for each network, the methods without scores on a network that was trained on the forget set.
-
-    The method diverged there, or whoever signed has left the scores out.
-    """
+    """Names, once for each network, the methods without scores on a network that was trained on the forget set."""
     watched = scores.watched
     found = {(one.number, one.label, one.network) for one in scores.measurements}
     return [
-        {"scenario": one.name, "method": label}
+        {"scenario": one.name, "method": label, "failure": NO_SCORES}
         for number, one in enumerate(watched.forget_sets)
         for label in one.labels[2:]
         for network in np.flatnonzero(watched.included[:, one.columns[0]]).tolist()
