@@ -127,6 +127,11 @@ def sentences() -> Iterator[tuple[str, str]]:
         f"The Avg. Gap is {_mean(faces['original'])} for the original and "
         f"{_interval(faces[report.REDRAWN], 2)} between two retrained networks",
     )
+    gaps = _gaps("cifar10_full")
+    share = 100 * gaps["scissorhands"][0] / gaps["original"][0]
+    words = f"Scissorhands has {_mean(gaps['scissorhands'], 2)}, which is\n{share:.1f} % of the original's"
+    yield findings, words
+    yield findings, f"NegGrad+ is closer, with {_mean(gaps['neggrad_plus'], 2)}"
     floor = faces[report.REDRAWN]
     minus = {name: _interval([a - b for a, b in zip(gaps, floor, strict=True)]) for name, gaps in faces.items()}
     yield findings, f"DELETE is {minus['delete']} points farther and Bad Teacher {minus['bad_teacher']}"
@@ -440,6 +445,7 @@ def _tofu_table() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "cifar10_small": lambda: tables.brief(report.read_results(tables.RESULTS / "cifar10_small" / "results.json")),
+    "cifar10_full": lambda: tables.brief(report.read_results(tables.RESULTS / "cifar10_full" / "results.json")),
     "variants": _variants_table,
     "real_network": _real_network_table,
     "own_tasks": _own_tasks_table,
