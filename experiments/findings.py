@@ -129,7 +129,7 @@ def sentences() -> Iterator[tuple[str, str]]:
     )
     gaps = _gaps("cifar10_full")
     share = 100 * gaps["scissorhands"][0] / gaps["original"][0]
-    words = f"Scissorhands has {_mean(gaps['scissorhands'], 2)}, which is\n{share:.1f} % of the original's"
+    words = f"Scissorhands has {_mean(gaps['scissorhands'], 2)}, which is {share:.1f} % of the original's"
     yield findings, words
     yield findings, f"NegGrad+ is closer, with {_mean(gaps['neggrad_plus'], 2)}"
     floor = faces[report.REDRAWN]
