@@ -9,7 +9,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ Where = str | Callable[[str, jax.Array], bool] | None
 
 See `select`.
 """
+
+_NOT_FINITE = {"nan": jnp.isnan, "inf": jnp.isinf}
 
 
 def path_name(path: tuple) -> str:
@@ -235,27 +237,48 @@ def norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(vdot(tree, tree))
 
 
-def not_finite(tree: PyTree) -> set[tuple[str, str]]:
+def not_finite(tree: PyTree, known: Mapping[tuple[str, str], np.ndarray] | None = None) -> set[tuple[str, str]]:
     """Finds the arrays with numbers that are not finite. Only flags are copied to the host.
 
     Args:
       tree: A pytree of arrays, of which those of other than floating-point numbers count as finite.
+      known: The entries that do not count, as `entries_not_finite` returns them for a tree of the same shapes. By
+        default all count.
 
     Returns:
-      Pairs of the name of an array and of what is in it, "nan" or "inf". What a tree has in addition to another one is
-      the difference of their sets.
+      Pairs of the name of an array and of what is in it, "nan" or "inf".
     """
-    flags = jax.device_get(_not_finite(tree))
-    rows = zip(leaf_names(tree), flags, strict=True)
-    return {(name, kind) for name, found in rows for kind, flag in found.items() if flag}
+
+    def masks(name: str, leaf: Any) -> dict[str, np.ndarray | None]:
+        found = {kind: (known or {}).get((name, kind)) for kind in _NOT_FINITE}
+        return {kind: mask if np.shape(mask) == np.shape(leaf) else None for kind, mask in found.items()}
+
+    names, leaves = leaf_names(tree), jax.tree.leaves(tree)
+    flags = jax.device_get(_not_finite(leaves, [*map(masks, names, leaves)]))
+    return {(name, kind) for name, found in zip(names, flags, strict=True) for kind, flag in found.items() if flag}
 
 
 @jax.jit
-def _not_finite(tree: PyTree) -> list[dict[str, jax.Array]]:
-    return [
-        {"nan": jnp.isnan(leaf).any(), "inf": jnp.isinf(leaf).any()} if jnp.issubdtype(leaf.dtype, jnp.inexact) else {}
-        for leaf in jax.tree.leaves(tree)
-    ]
+def _not_finite(leaves: list[jax.Array], known: list[dict[str, jax.Array | None]]) -> list[dict[str, jax.Array]]:
+    def flags(leaf: jax.Array, masks: dict[str, jax.Array | None]) -> dict[str, jax.Array]:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return {}
+        found = {kind: find(leaf) for kind, find in _NOT_FINITE.items()}
+        return {kind: (at if (mask := masks[kind]) is None else at & ~mask).any() for kind, at in found.items()}
+
+    return [flags(*pair) for pair in zip(leaves, known, strict=True)]
+
+
+def entries_not_finite(tree: PyTree, found: Iterable[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
+    """Says which entries of some arrays are not finite, in bools on the host; with many processes all must call this.
+
+    Args:
+      tree: The pytree that the arrays are in.
+      found: Which arrays, and what is looked for in them, as `not_finite` returns it.
+    """
+    leaves = dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    # In one order everywhere, because an array that is divided over processes is put together by all of them.
+    return {(name, kind): on_host(_NOT_FINITE[kind](leaves[name])) for name, kind in sorted(found)}
 
 
 def where(mask: PyTree, a: PyTree, b: PyTree) -> PyTree:

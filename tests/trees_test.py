@@ -178,6 +178,20 @@ def test_what_is_not_finite_is_named_by_kind():
     assert trees.not_finite(tree["b"][1]) == trees.not_finite(()) == set()
 
 
+def test_what_was_not_finite_before_is_known_by_entry():
+    before = {"a": jnp.array([1.0, jnp.nan, -jnp.inf]), "b": [np.array([np.inf, 0], np.float32)], "c": jnp.float32(0)}
+    known = trees.entries_not_finite(before, trees.not_finite(before))
+    assert {pair: mask.tolist() for pair, mask in known.items()} == {
+        ("a", "nan"): [False, True, False],
+        ("a", "inf"): [False, False, True],
+        ("b/0", "inf"): [True, False],
+    }
+    assert trees.not_finite(before, known) == set()
+    after = before | {"a": jnp.array([jnp.inf, jnp.nan, jnp.nan]), "c": jnp.float32(jnp.inf)}
+    assert trees.not_finite(after, known) == {("a", "nan"), ("a", "inf"), ("c", "inf")}
+    assert trees.not_finite({"a": jnp.full(2, jnp.nan)}, known) == {("a", "nan")}  # of another shape
+
+
 def test_a_copy_survives_donation_of_the_original():
     tree = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
     copied = trees.copy(tree)

@@ -85,7 +85,9 @@ def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
             batches = [data_lib.take(data.retain, chosen[p]) for p in data_lib.even_batches(len(chosen), batch_size)]
             update = inverse_fisher_product(loss_fn, params, model_state, batches, difference, damping=options.damping)
         moved = _plus(params, options.alpha, update)
-        if trees.not_finite(moved) - trees.not_finite(params):
+        # Infinity may be where it was, as in a mask of attention; NaN may be nowhere.
+        infinite = {(name, kind) for name, kind in trees.not_finite(params) if kind == "inf"}
+        if trees.not_finite(moved, trees.entries_not_finite(params, infinite)):
             raise DivergedError("the influence update is not finite; check the original weights, or lower alpha")
         return moved, model_state
 

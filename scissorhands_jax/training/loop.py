@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +45,8 @@ _CALLS_AHEAD = 2
 _STEPS_AHEAD = 32
 
 OnStep = Callable[["Progress"], None]
+OddEntries = Mapping[tuple[str, str], np.ndarray]
+"""What was not finite in a network before a run, entry by entry, as `odd_entries` finds it."""
 
 
 class Progress(NamedTuple):
@@ -186,14 +188,14 @@ def _run(
         if num_epochs:
             layout.check_batches(list(method.batches(batch_key, feed.data, 0)))
         params, model_state = layout.place((params, model_state))
-    odd = broken(params, model_state)  # such as a mask of attention among the parameters
+    odd = odd_entries(params, model_state)  # such as those of a mask of attention among the parameters
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
     # Where nobody else holds the network, each of its arrays is free again once it is copied.
     begun = [method.init(init_key, params, model_state, feed.data)]
     del params, model_state
     carry = _placed(layout, trees.copy(begun.pop()))
     # A method may carry something else than the network, by other names.
-    odd_at_first = set() if checkpoint is None else broken(carry.params, carry.model_state)
+    odd_at_first = {} if checkpoint is None else odd_entries(carry.params, carry.model_state)
     position = Position(0, 0)
     if checkpoint is not None and identity is not None:
         # One decides for all, because folders that machines share may not look alike to them at once.
@@ -210,23 +212,34 @@ def _run(
         carry = take_epoch(carry, batches, Position(epoch, done))
     params, model_state = jax.block_until_ready(method.finish(carry))
     if int(carry.step):
-        watch.refuse(broken(params, model_state) - odd, int(carry.step))
+        watch.refuse(broken(params, model_state, odd), int(carry.step))
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
 
 
-def broken(params: Params, model_state: ModelState) -> set[tuple[str, str]]:
+def broken(params: Params, model_state: ModelState, odd: OddEntries | None = None) -> set[tuple[str, str]]:
     """What is not finite in a network: NaN and infinity among the parameters, and NaN in the state.
 
     The metrics of a step are of the network before it, so they do not tell what the last step made. A network may have
-    infinity on purpose, as in masks of attention; an array that had it before a run may have it after, and no NaN.
+    infinity on purpose, as in masks of attention; an entry that had it before a run may have it after, and no NaN.
+
+    Args:
+      params: The parameters.
+      model_state: The state.
+      odd: What may be there. By default nothing may.
 
     Returns:
       Pairs of the name of an array, such as `params/head/bias`, and of "nan" or "inf".
     """
-    found = trees.not_finite({"params": params, "model_state": model_state})
+    found = trees.not_finite({"params": params, "model_state": model_state}, odd)
     return {(name, kind) for name, kind in found if kind == "nan" or name.partition("/")[0] == "params"}
+
+
+def odd_entries(params: Params, model_state: ModelState) -> OddEntries:
+    """The entries of a network that are not finite, of the arrays that have any; the network itself is not kept."""
+    found = broken(params, model_state)
+    return trees.entries_not_finite({"params": params, "model_state": model_state}, found)
 
 
 def train(
@@ -301,7 +314,7 @@ class _Epochs:
     watch: _Watch
     checkpoint: Checkpointer | None
     identity: Identity | None  # of a run with checkpoints
-    odd: set[tuple[str, str]]  # what was not finite at the beginning of a run with checkpoints, as `broken` says it
+    odd: OddEntries  # of the carry that a run with checkpoints begins with
     steps_per_call: int | None
     layout: Layout | None
     shapes: set[str] = dataclasses.field(default_factory=set)  # of calls that were made
@@ -326,7 +339,7 @@ class _Epochs:
             if offset == len(batches) or (every and offset % every == 0):
                 self.watch.read_all()
                 if self.checkpoint is not None and self.identity is not None:
-                    self.watch.refuse(broken(carry.params, carry.model_state) - self.odd, int(carry.step))
+                    self.watch.refuse(broken(carry.params, carry.model_state, self.odd), int(carry.step))
                     self.checkpoint.save(carry, Position(position.epoch, offset), self.identity)
             else:
                 self.watch.look(at_most=_STEPS_AHEAD if call.rows is None else _CALLS_AHEAD)

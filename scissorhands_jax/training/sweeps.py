@@ -19,7 +19,7 @@ from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Metrics, Mode
 from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError, check_choice
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.training import feeding
-from scissorhands_jax.training.loop import OnStep, Result, broken, check_arguments, run
+from scissorhands_jax.training.loop import OnStep, Result, broken, check_arguments, odd_entries, run
 
 How = Literal["auto", "batched", "scanned", "turns", "sharded"]
 _MEMBERS = "members"
@@ -284,8 +284,8 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None, finished: 
     def finish(carry: Carry) -> tuple[PyTree, PyTree]:
         carries = _unstack(carry.params, len(members))
         networks = _of_each(lambda method, each: method.finish(each), methods, carries)
-        odd = [broken(member.params, member.model_state) for member in members]
-        bad = [carry.step and broken(*network) - before for network, before in zip(networks, odd, strict=True)]
+        odd = [odd_entries(member.params, member.model_state) for member in members]
+        bad = [carry.step and broken(*network, before) for network, before in zip(networks, odd, strict=True)]
         good = [None if found else network for found, network in zip(bad, networks, strict=True)]
         finished.append((good, carry.aux))
         return (), ()

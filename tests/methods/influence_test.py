@@ -200,6 +200,13 @@ def test_infinity_that_was_there_before_may_stay():
 
 
 @pytest.mark.parametrize("mode", ["paper", "authors"])
+def test_an_original_with_nan_is_refused(mode):
+    params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), PARAMS)
+    with pytest.raises(InputError, match=r"check .*the original weights"):
+        influence(LOSS, mode=mode).init(KEY, params, STATE, DATA)
+
+
+@pytest.mark.parametrize("mode", ["paper", "authors"])
 def test_a_loss_in_parts_gives_the_same_step(mode):
     parts = microbatched(LOSS, 2)
     np.testing.assert_allclose(flat(update(mode=mode)), flat(update(loss_fn=parts, mode=mode)), rtol=1e-4, atol=1e-5)

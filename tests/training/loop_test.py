@@ -406,6 +406,18 @@ class TestNonFinite:
         with pytest.raises(NonFiniteError, match="params/mask is nan at step 1"):
             run(finetune(loss, sgd(0.1), batch_size=8), KEY, params, {}, data, num_epochs=1)
 
+    @pytest.mark.parametrize("saves", [True, False])
+    def test_an_array_with_infinity_may_have_it_nowhere_else(self, saves, tmp_path):
+        def step(carry, batch):
+            mask = carry.params["mask"]
+            mask = jnp.where(carry.step == 4, mask.at[0].set(jnp.inf), mask)
+            return carry._replace(step=carry.step + 1, params={"mask": mask}), {"loss": jnp.zeros(())}
+
+        method = named("masked", counter()._replace(step=step))
+        keeper = Checkpointer(tmp_path, every_steps=1) if saves else None
+        with pytest.raises(NonFiniteError, match=f"params/mask is inf at step {5 if saves else 6};"):
+            count(method, params={"mask": jnp.array([0.0, -jnp.inf])}, checkpoint=keeper)
+
     def test_a_diverging_network_is_stopped(self):
         method = finetune(tiny.loss(), sgd(1e30), batch_size=4)
         with pytest.raises(NonFiniteError, match=r"(loss_retain|grad_norm) is (nan|inf) at step [23];"):

@@ -122,6 +122,18 @@ def test_infinity_that_a_network_had_before_is_no_divergence(how):
         assert np.isneginf(result.params["mask"][1])
 
 
+@pytest.mark.parametrize("how", WAYS)
+def test_infinity_where_a_network_had_none_is_divergence(how):
+    def step(carry, batch):
+        return carry._replace(step=carry.step + 1, params=carry.params.at[0].set(jnp.inf)), {"loss": jnp.zeros(())}
+
+    method = finetune(base.lift(lambda params, batch: jnp.sum(params)), sgd(0.1), batch_size=4)._replace(step=step)
+    examples = {"x": np.arange(4, dtype=np.float32)}
+    several = [Member(method, jax.random.key(0), jnp.array([0.0, -jnp.inf]), {})] * 2
+    for result in run_many(several, Data(examples, examples), num_epochs=1, how=how):
+        assert isinstance(result, NonFiniteError)
+
+
 def test_networks_of_different_widths_do_not_share_a_program():
     wider = models.build("mlp", num_classes=3, image_shape=(4, 4, 1), hidden=(7,)).init(jax.random.key(0))
     first, second = members([settings("finetune"), settings("finetune")])
