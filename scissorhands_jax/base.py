@@ -120,7 +120,7 @@ class Method(NamedTuple):
       step: `(carry, batch) -> (carry, metrics)`. It is pure, `run` compiles it, and it must advance `carry.step` by
         one.
       batches: `(key, data, epoch) -> iterable of Batch`, with int32 positions in the batches. The result depends on
-        the arguments alone, so that a resumed run sees the same batches.
+        the arguments alone, so that a resumed run sees the same batches. Those of epoch 0 are asked for before `init`.
       begin_epoch: `(carry, data) -> carry`. It runs on the host, once before the first step of every epoch.
       finish: `(carry) -> (params, model_state)`.
     """

@@ -51,34 +51,43 @@ def size(dataset: Dataset) -> int:
     return lengths.pop() if lengths else 0
 
 
-def check_values(data: Data) -> None:
-    """Refuses data that no training can use. Only what is in the memory of this process is looked at.
-
-    Floats called `image` that look like values from 0 to 255 are only warned of, since some networks take them.
+def check_parts(data: Data) -> None:
+    """Refuses data that are not two parts with arrays of numbers, of which no number is read.
 
     Raises:
-      InputError: The data are no `Data`, an array is of no numbers or of another type in the other part, an array of
-        floats holds NaN or infinity, or an array of integers called `label`, with one for each example, a negative
-        number. The message names the first such example.
+      InputError: The data are no `Data`, a part is no data set, or an array is of no numbers or of another type in the
+        other part.
     """
     if not (hasattr(data, "forget") and hasattr(data, "retain")):
         raise InputError(
             f"the data are a {type(data).__name__}; give the two parts, as split(train, positions) makes them, or "
             "Data(forget=..., retain=...)"
         )
-    # Without a forget set it is plain training, of whose parts nobody has spoken.
-    whole = "retain" if size(data.forget) else "training"
-    for part, dataset in (("forget", data.forget), (whole, data.retain)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
+    for part, dataset in _named_parts(data):
+        size(dataset)
+        for name, leaf in _leaves_with_numbers(dataset):
+            if np.dtype(leaf.dtype).kind in "USOMm":
+                raise InputError(
+                    f"{name!r} of the {part} set is an array of {leaf.dtype}, not of numbers; give labels as integers"
+                )
+    _check_types(data)
+
+
+def check_values(data: Data) -> None:
+    """Refuses data that no training can use. All that this process has of them is read.
+
+    Floats called `image` that look like values from 0 to 255 are only warned of, since some networks take them.
+
+    Raises:
+      InputError: As `check_parts`, or an array of floats holds NaN or infinity, or an array of integers called `label`,
+        with one for each example, a negative number. The message names the first such example.
+    """
+    check_parts(data)
+    for part, dataset in _named_parts(data):
+        for name, leaf in _leaves_with_numbers(dataset):
             if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
                 continue
-            if not hasattr(leaf, "dtype") or not np.size(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                continue
-            name, values = path_name(path) or "data", np.asarray(leaf)
-            if values.dtype.kind in "USOMm":
-                raise InputError(
-                    f"{name!r} of the {part} set is an array of {values.dtype}, not of numbers; give labels as integers"
-                )
+            values = np.asarray(leaf)
             advice = "correct or leave out these examples"
             if jnp.issubdtype(values.dtype, jnp.inexact):
                 good, what = np.isfinite(values), "NaN or infinity"
@@ -98,7 +107,18 @@ def check_values(data: Data) -> None:
                     "images of the %s set are %s up to %g; networks of the registry take floats in [0, 1] or uint8",
                     *(part, values.dtype, values.max()),
                 )
-    _check_types(data)
+
+
+def _named_parts(data: Data) -> list[tuple[str, Dataset]]:
+    """The parts and what they are called; without a forget set it is plain training, and nobody has spoken of parts."""
+    return [("forget", data.forget), ("retain" if size(data.forget) else "training", data.retain)]
+
+
+def _leaves_with_numbers(dataset: Dataset) -> Iterator[tuple[str, Any]]:
+    """The arrays of a data set that have entries other than keys, with their names."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
+        if hasattr(leaf, "dtype") and np.size(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            yield path_name(path) or "data", leaf
 
 
 def largest_label(data: Data) -> int | None:

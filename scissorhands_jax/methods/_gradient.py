@@ -322,7 +322,7 @@ def mixed_batches(batch_size: int, *, copies: int = 1) -> Batches:
 
 def _forget_part(forget_size: int, retain_size: int, batch_size: int, copies: int) -> int:
     """How many examples of a mixed batch are from the forget set, at least 1."""
-    share = forget_size / (copies * forget_size + retain_size)
+    share = forget_size / max(1, copies * forget_size + retain_size)
     most = max(1, (batch_size - 1) // copies)
     rounded = min(max(1, round(share * batch_size)), most)
     steps = count_batches(retain_size, max(1, batch_size - copies * rounded))

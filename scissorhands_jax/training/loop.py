@@ -127,6 +127,7 @@ def run(
     """
     num_epochs = check_arguments([(key, params, model_state)], data, num_epochs)
     feeding.check_feed(feed_from, layout, steps_per_call)
+    data_lib.check_values(data)  # the last, because it reads all of them
     params, model_state = trees.as_arrays((params, model_state))
     identity = None
     if checkpoint is not None or jax.process_count() > 1:
@@ -148,6 +149,8 @@ def check_arguments(
 ) -> int:
     """Refuses what no run can begin with, and returns the number of epochs as an int of Python.
 
+    The data are not read here; `run` looks at their values (`data.check_values`).
+
     Args:
       beginnings: The key and the network of each run.
       data: The data of all of them.
@@ -162,7 +165,7 @@ def check_arguments(
         check_key(key)
         trees.check_trained(params, f"the parameters{whose}")
         trees.check_arrays(model_state, f"the model state{whose}")
-    data_lib.check_values(data)
+    data_lib.check_parts(data)
     return num_epochs
 
 
@@ -184,9 +187,9 @@ def _run(
     started, compiled = time.perf_counter(), compilation.seconds()
     feed = feeding.make_feed(data, feed_from, layout)
     init_key, batch_key = jax.random.split(key)
+    first = _listed(method, batch_key, feed.data, 0) if num_epochs else []
     if layout is not None:
-        if num_epochs:
-            layout.check_batches(list(method.batches(batch_key, feed.data, 0)))
+        layout.check_batches(first)
         params, model_state = layout.place((params, model_state))
     odd = odd_entries(params, model_state)  # such as those of a mask of attention among the parameters
     # A copy, because steps donate the carry, and init may have put the caller's arrays into it, or one array twice.
@@ -205,7 +208,7 @@ def _run(
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step), data_lib.largest_label(data))
     take_epoch = _Epochs(method.step, feed, watch, checkpoint, identity, odd_at_first, steps_per_call, layout)
     for epoch in range(position.epoch, num_epochs):
-        batches = list(method.batches(batch_key, feed.data, epoch))
+        batches = _listed(method, batch_key, feed.data, epoch) if epoch else first
         done = position.offset if epoch == position.epoch else 0
         if done == 0:
             carry = _placed(layout, method.begin_epoch(carry, feed.data))
@@ -216,6 +219,17 @@ def _run(
     compiling = compilation.seconds() - compiled
     elapsed = time.perf_counter() - started
     return Result(params, model_state, int(carry.step), max(0.0, elapsed - compiling), compiling)
+
+
+def _listed(method: Method, key: Key, data: Data, epoch: int) -> list[Batch]:
+    """The batches of an epoch, which are examples of the data.
+
+    Raises:
+      InputError: As `data.check_batches`.
+    """
+    batches = list(method.batches(key, data, epoch))
+    data_lib.check_batches(data, batches)
+    return batches
 
 
 def broken(params: Params, model_state: ModelState, odd: OddEntries | None = None) -> set[tuple[str, str]]:
@@ -321,7 +335,6 @@ class _Epochs:
 
     def __call__(self, carry: Carry, batches: Sequence[Batch], position: Position) -> Carry:
         """The carry after the steps from this position to the end of its epoch."""
-        data_lib.check_batches(self.feed.data, batches)
         every = None if self.checkpoint is None else self.checkpoint.every_steps
         per_call = self.steps_per_call or feeding.steps_per_call(self.feed.data, batches)
         calls = feeding.group_steps(batches, position.offset, per_call=per_call, every=every)

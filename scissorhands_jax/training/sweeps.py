@@ -60,7 +60,7 @@ def run_many(
 
     Raises:
       InputError: There is no member, their steps, networks or batches differ so that they cannot share a program, `how`
-        is unknown, or keys, parameters, data or `num_epochs` cannot be used, as for `run`.
+        is unknown, or keys, parameters, data, batches or `num_epochs` cannot be used, as for `run`.
     """
     if not members:
         raise InputError("a sweep needs at least one member, got none")
@@ -70,18 +70,27 @@ def run_many(
     if how == "turns":
         return [_run_one(member, data, num_epochs, on_step) for member in members]
     _check_alike(members, data)
+    if how == "auto":
+        data_lib.check_values(data)  # as each run does, but before steps are timed
+    return _run_alike(members, data, num_epochs, how, on_step)
+
+
+def _run_alike(
+    members: Sequence[Member], data: Data, num_epochs: int, how: How, on_step: OnStep | None
+) -> list[Result | DivergedError]:
+    """Does what `run_many` says, with arguments that were checked."""
     try:
         return _run_together(members, data, num_epochs, how, on_step)
     except _MemberDivergedError as error:  # The others begin again without it.
         rest = [*members[: error.number], *members[error.number + 1 :]]
-        found = run_many(rest, data, num_epochs=num_epochs, how=how, on_step=on_step) if rest else []
+        found = _run_alike(rest, data, num_epochs, how, on_step) if rest else []
         return [*found[: error.number], error.cause, *found[error.number :]]
 
 
 def _run_together(
     members: Sequence[Member], data: Data, num_epochs: int, how: How, on_step: OnStep | None
 ) -> list[Result | DivergedError]:
-    """Does what `run_many` says, with arguments that were checked, unless it finds that turns are faster."""
+    """One try of `_run_alike`, which ends with the first member that diverges outside of a step."""
     if how == "auto":
         timed = fastest(members, data)
         how = min(timed, key=timed.__getitem__)
@@ -310,7 +319,14 @@ def _check_alike(members: Sequence[Member], data: Data) -> None:
 
 
 def _batches_of(members: Sequence[Member], data: Data, epoch: int) -> list[list[Batch]]:
+    """The batches of every member.
+
+    Raises:
+      InputError: They differ in shape or number, or name examples that the data lack.
+    """
     each = [list(member.method.batches(_keys(member)[1], data, epoch)) for member in members]
+    for rows in each:
+        data_lib.check_batches(data, rows)
     if any(jax.tree.map(np.shape, rows) != jax.tree.map(np.shape, each[0]) for rows in each):
         raise InputError("the members' batches differ in size or number, so they cannot share a program; use turns")
     return each
@@ -329,11 +345,12 @@ def _first_step(member: Member, data: Data) -> tuple[Carry, Batch]:
     """What the first step of its first epoch is given.
 
     Raises:
-      InputError: it takes no step.
+      InputError: it takes no step, or the batch names examples that the data lack.
     """
     batch = next(iter(member.method.batches(_keys(member)[1], data, 0)), None)
     if batch is None:
         raise InputError('a method without steps has nothing to share; sweep over it with how="turns"')
+    data_lib.check_batches(data, [batch])
     return member.method.begin_epoch(_start(member, data), data), data_lib.gather(data, batch)
 
 

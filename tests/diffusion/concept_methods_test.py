@@ -152,6 +152,7 @@ class TestEsd:
         slope = 2 * (asked - target) * TEXT[0].T
         np.testing.assert_allclose(after["w"], params["w"] - rate * slope, rtol=1e-5)
         assert len(list(method.batches(jax.random.key(0), data, 0))) == 3
+        assert list(method.batches(jax.random.key(0), data._replace(forget=None), 0)) == []  # `init` refuses them
         result = run(method, jax.random.key(0), params, {}, data, num_epochs=30)
         np.testing.assert_allclose((TEXT @ result.params["w"]).squeeze(), target, rtol=1e-3)  # of the original still
 

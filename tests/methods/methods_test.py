@@ -179,6 +179,7 @@ class TestContract:
         read = {
             part for batch in method.batches(KEY, DATA, 0) for part in Batch._fields if getattr(batch, part) is not None
         }
+        assert list(method.batches(KEY, Data(None, None), 0)) == []  # `run` asks for them before it calls `init`
         assert read
         for part in read:
             for empty in (None, jax.tree.map(lambda leaf: leaf[:0], DATA.retain)):

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, Method, lift, new_carry
 from scissorhands_jax.errors import CheckpointError, InputError, NonFiniteError
@@ -325,8 +326,25 @@ class TestProgress:
 )
 def test_batches_of_examples_that_are_not_there_are_refused(positions, message, feed_from):
     batches = [Batch(retain=np.zeros(2, np.int32)), Batch(retain=np.array(positions))]
+    begun = []
+    method = counter()._replace(batches=lambda *_: iter(batches), init=lambda *_: begun.append(1))
     with pytest.raises(InputError, match=f"batch 1 of the epoch {message}"):
-        count(counter()._replace(batches=lambda *_: batches), feed_from=feed_from)
+        count(method, feed_from=feed_from)
+    assert not begun
+
+
+@pytest.mark.parametrize("options", [{"steps_per_call": 0}, {"feed_from": "gpu"}])
+def test_what_is_seen_at_once_is_refused_before_the_data_are_read(options, monkeypatch):
+    monkeypatch.setattr(data_lib, "check_values", None)
+    with pytest.raises(InputError):
+        count(counter(), **options)
+
+
+def test_the_batches_of_an_epoch_are_listed_once():
+    epochs, batches = [], counter().batches
+    method = counter()._replace(batches=lambda *given: epochs.append(given[-1]) or iter(batches(*given)))
+    assert float(count(method).params["w"]) == 1221
+    assert epochs == [0, 1]
 
 
 class TestNonFinite:

@@ -1,6 +1,7 @@
 """Sweeps: every member ends where its own run ends, whatever way they are run, and all share one program."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from scissorhands_jax import base, losses, models
+from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import DivergedError, InputError, NonFiniteError
 from scissorhands_jax.methods import METHODS
@@ -216,6 +218,39 @@ def test_what_no_run_can_begin_with_is_refused(how, changes, options, message):
     chosen = [member._replace(**changes) for member in members(SCISSORHANDS)]
     with pytest.raises(InputError, match=message):
         run_many(chosen, **{"data": data(), "num_epochs": 1, **options}, how=how)
+
+
+@pytest.mark.parametrize("how", [*WAYS, "auto"])
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([0, 10], "names position 10 of the retain set, which has 10 examples"),
+        ([0.0, 1.0], "has float64 as positions of the retain set"),
+    ],
+)
+def test_batches_of_examples_that_are_not_there_are_refused_before_a_member_begins(how, positions, message):
+    changes = {"init": None, "batches": lambda *_: iter([base.Batch(retain=np.array(positions))])}
+    chosen = [member._replace(method=member.method._replace(**changes)) for member in members(SCISSORHANDS)]
+    for sweep in (functools.partial(run_many, num_epochs=1, how=how), sweeps.fastest):
+        with pytest.raises(InputError, match=f"batch 0 of the epoch {message}"):
+            sweep(chosen, data())
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("batched", ["data"]), ("turns", ["data"] * 3), ("auto", ["data", "steps", "data"])]
+)
+def test_each_run_reads_the_data_once_and_auto_before_it_times_steps(how, expected, monkeypatch):
+    read, check_values = [], data_lib.check_values
+    monkeypatch.setattr(data_lib, "check_values", lambda data: read.append("data") or check_values(data))
+    monkeypatch.setattr(sweeps, "fastest", lambda members, data: read.append("steps") or {"batched": 0.0})
+    run_many(members(SCISSORHANDS), data(), num_epochs=1, how=how)
+    assert read == expected
+
+
+def test_steps_that_differ_are_refused_before_the_data_are_read(monkeypatch):
+    monkeypatch.setattr(data_lib, "check_values", None)
+    with pytest.raises(InputError, match="the steps of the 2 methods differ"):
+        run_many(members([settings("finetune"), settings("scrub")]), data(), num_epochs=1)
 
 
 @pytest.mark.parametrize("how", WAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -82,7 +83,7 @@ def esd(
 
     def batches(key: Key, data: Data, epoch: int) -> Iterable[Batch]:
         positions = data_lib.cycled_batches(jax.random.fold_in(key, epoch), data_lib.size(data.forget), batch_size)
-        return (Batch(forget=next(positions)) for _ in range(steps_per_epoch))
+        return (Batch(forget=chosen) for chosen in itertools.islice(positions, steps_per_epoch))
 
     return descend(
         objective,
