@@ -110,6 +110,20 @@ def check_not_negative(name: str, value: float, meaning: str = "") -> None:
         raise InputError(f"{name} must be finite, got {value}{meaning}")
 
 
+def check_finite_number(name: str, value: float) -> None:
+    """Raises an error unless a number is finite.
+
+    Args:
+      name: The name of the setting, for the message.
+      value: The value that was given.
+
+    Raises:
+      InputError: It is infinite or no number.
+    """
+    if not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, got {value}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Raises an error unless a number is finite and above 0.
 

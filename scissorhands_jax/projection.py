@@ -15,7 +15,7 @@ import optax
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import PyTree
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_not_negative
 
 MAX_CONSTRAINTS = 10  # `solve_dual` solves 2^K linear systems.
 
@@ -139,9 +139,9 @@ def project_gradient(
       gradients as a keyword: a pytree like `updates` with leaves of shape (K, ...).
 
     Raises:
-      InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative. `update` raises it if a
-        gradient is complex or constraint gradients do not fit, or inside `shard_map` without `axis_name`, or with one
-        that it does not have.
+      InputError: `num_constraints` is below 1 or above 10, or `margin` or `eps` is negative or infinite. `update`
+        raises it if a gradient is complex or constraint gradients do not fit, or inside `shard_map` without
+        `axis_name`, or with one that it does not have.
     """
     _check_settings(num_constraints, margin, eps)
     axes = (axis_name,) if isinstance(axis_name, str) else axis_name
@@ -185,8 +185,9 @@ def _check_settings(num_constraints: Any, margin: Any, eps: Any) -> None:
         )
     if not 1 <= num_constraints <= MAX_CONSTRAINTS:
         raise InputError(f"num_constraints must be 1 to {MAX_CONSTRAINTS}, got {num_constraints}")
-    if any(not isinstance(number, jax.core.Tracer) and not number >= 0 for number in (margin, eps)):
-        raise InputError(f"margin and eps must not be negative, got margin {margin} and eps {eps}")
+    for name, number in (("margin", margin), ("eps", eps)):
+        if not isinstance(number, jax.core.Tracer):
+            check_not_negative(name, number)
 
 
 def _check_axes(axes: Sequence[str] | None) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, Mask, Params, Selection
-from scissorhands_jax.errors import InputError, check_not_negative, suggest
+from scissorhands_jax.errors import InputError, check_finite_number, check_not_negative, suggest
 
 Initializer = Callable[[Key, tuple[int, ...], jnp.dtype], jax.Array]
 """A function `(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
@@ -199,8 +199,7 @@ def kaiming_uniform(a: float = 0.0, *, out_axis: int | None = None) -> Initializ
     Raises:
       InputError: The slope is infinite or no number.
     """
-    if not math.isfinite(a):
-        raise InputError(f"the slope a must be a finite number, got {a}")
+    check_finite_number("the slope a", a)
     return _Scaled(_Uniform(gain=math.sqrt(6 / (1 + a**2))), out_axis)
 
 

@@ -403,8 +403,9 @@ class TestTransformation:
         [
             ({"num_constraints": 0}, "num_constraints must be 1 to 10, got 0"),
             ({"num_constraints": 11}, "num_constraints must be 1 to 10, got 11"),
-            ({"margin": -0.1}, "must not be negative, got margin -0.1"),
-            ({"eps": -1e-3}, "must not be negative, got margin 0.0 and eps -0.001"),
+            ({"margin": -0.1}, "margin must not be negative, got -0.1"),
+            ({"eps": -1e-3}, "eps must not be negative, got -0.001"),
+            ({"eps": float("inf")}, "eps must be finite, got inf"),
         ],
     )
     def test_settings_out_of_range_are_refused(self, arguments, message):

@@ -25,7 +25,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Key, Params, PyTree, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice, check_positive
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative, check_positive
 from scissorhands_jax.metrics import intervals
 
 AttackKind = Literal["embedding", "prompt"]
@@ -65,8 +65,7 @@ class AttackSettings:
         if self.rounds > self.steps:
             raise InputError(f"rounds must be at most the {self.steps} steps, got {self.rounds}")
         check_positive("learning_rate", self.learning_rate)
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay must not be negative, got {self.weight_decay:g}")
+        check_not_negative("weight_decay", self.weight_decay)
 
 
 class Found(NamedTuple):

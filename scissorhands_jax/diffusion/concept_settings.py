@@ -25,7 +25,7 @@ from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
 from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import KEYS
 from scissorhands_jax.methods import scissorhands
 from scissorhands_jax.methods.scissorhands import Repair
@@ -131,8 +131,8 @@ class ConceptSettings(ConceptTraining):
                 f"the ceiling {OTHER_PROMPTS!r} follows from the data; give the number that "
                 "ceilings.other_prompts_ceiling finds"
             )
-        if self.guided is not None and not self.guided >= 0:
-            raise InputError(f"guided must not be negative, got {self.guided:g}")
+        if self.guided is not None:
+            check_not_negative("guided", self.guided)
         return scissorhands(
             losses_lib.microbatched(losses.concept_loss(self.trained(model), schedule), self.microbatches),
             self.transformation(),

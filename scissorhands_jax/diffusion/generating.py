@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import functools
 import io
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.diffusion.unet import Noisy
-from scissorhands_jax.errors import InputError, check_choice
+from scissorhands_jax.errors import InputError, check_choice, check_finite_number
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
@@ -284,8 +283,7 @@ def check_generation(settings: GenerationSettings, config: DiffusionConfig) -> s
       InputError: A setting cannot be used with networks of these sizes.
     """
     check_choice("--sampler", settings.sampler, schedules.SAMPLERS)
-    if not math.isfinite(settings.guidance):
-        raise InputError(f"--guidance must be a finite number, got {settings.guidance}")
+    check_finite_number("--guidance", settings.guidance)
     fused = "cudnn" in (name for _, name in attention_levels(settings.compute.attention))
     if fused and jax.default_backend() != "gpu":
         raise InputError(

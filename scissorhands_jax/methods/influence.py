@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -18,7 +17,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Method, Model, ModelState, Params, PyTree, StatefulLossFn, freeze
-from scissorhands_jax.errors import DivergedError, InputError, check_choice, check_positive
+from scissorhands_jax.errors import DivergedError, InputError, check_choice, check_finite_number, check_positive
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import edit
 from scissorhands_jax.methods.settings import Choices, MethodSettings, Mode, Range
@@ -66,8 +65,7 @@ def influence(loss_fn: StatefulLossFn, options: InfluenceOptions) -> Method:
     """
     batch_size = data_lib.check_batch_size(options.batch_size)
     check_choice("mode", options.mode, typing.get_args(Mode))
-    if not math.isfinite(options.alpha):
-        raise InputError(f"alpha must be a finite number, got {options.alpha}")
+    check_finite_number("alpha", options.alpha)
     check_positive("damping", options.damping)
     if options.num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {options.num_samples}")

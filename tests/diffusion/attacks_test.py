@@ -154,6 +154,7 @@ class TestRate:
         ({"steps": 5, "rounds": 6}, "rounds must be at most the 5 steps, got 6"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite, got inf"),
     ],
 )
 def test_settings_that_cannot_be_used(changes, message):

@@ -156,6 +156,18 @@ class TestEsd:
         result = run(method, jax.random.key(0), params, {}, data, num_epochs=30)
         np.testing.assert_allclose((TEXT @ result.params["w"]).squeeze(), target, rtol=1e-3)  # of the original still
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"eta": -1.0}, "eta must not be negative"),
+            ({"eta": float("inf")}, "eta must be finite"),
+            ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
+        ],
+    )
+    def test_scales_that_cannot_be_used_are_refused(self, options, message):
+        with pytest.raises(InputError, match=message):
+            esd(of_text(), optax.sgd(0.1), **options)
+
     def test_latents_are_sampled_up_to_the_step_that_the_timestep_belongs_to(self):
         data, model, steps = examples(), of_both(), 5
         sampler = schedules.ddim(steps)

@@ -382,7 +382,7 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--method", "esd", "eta=-1"], "eta must be at least 0"),
+            (["--method", "esd", "eta=-1"], "eta must not be negative"),
             (["--method", "esd", "fraction=0.1"], "there is no setting 'fraction'"),
             (["--method", "esd", "--preset", "released"], "--preset released is one of scissorhands; leave it out"),
             (["--method", "uce"], "--size has no effect with --method uce; leave it out"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ from scissorhands_jax import microbatches, trees
 from scissorhands_jax.base import Carry, Data, Key, Method, Model, Params, PyTree, Selection, StatefulLossFn
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
-from scissorhands_jax.errors import InputError, check_choice, check_positive
+from scissorhands_jax.errors import InputError, check_choice, check_finite_number, check_positive
 from scissorhands_jax.methods.settings import Gradient
 
 NAMED_PARTS: dict[str, str | None] = {
@@ -179,8 +178,8 @@ class ConceptTraining:
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value) and field.name != "ceiling":
-                raise InputError(f"{field.name} must be a finite number, got {value}")
+            if isinstance(value, float) and field.name != "ceiling":
+                check_finite_number(field.name, value)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in self.unused:
             if getattr(self, name) != defaults[name]:

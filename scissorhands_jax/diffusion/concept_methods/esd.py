@@ -18,7 +18,7 @@ from scissorhands_jax.diffusion import schedules
 from scissorhands_jax.diffusion.concept_methods.concept_training import ConceptTraining
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.diffusion.unet import Noisy
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_finite_number, check_not_negative
 from scissorhands_jax.methods._gradient import descend
 from scissorhands_jax.methods.settings import Gradient
 
@@ -63,8 +63,8 @@ def esd(
     References:
       Gandikota et al., Erasing Concepts from Diffusion Models, ICCV 2023, arXiv 2303.07345, equation 6.
     """
-    if not eta >= 0:
-        raise InputError(f"eta must be at least 0, got {eta:g}")
+    check_not_negative("eta", eta)
+    check_finite_number("guidance", guidance)
     if steps_per_epoch < 1:
         raise InputError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
     sampler = jax.tree.map(jnp.asarray, schedules.ddim(sample_steps, schedule))

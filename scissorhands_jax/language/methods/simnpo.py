@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax.base import Method, Model
-from scissorhands_jax.errors import check_positive
+from scissorhands_jax.errors import check_finite_number, check_positive
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.language.methods._forgetting import (
     ForgettingOptions,
@@ -53,6 +53,7 @@ def simnpo(model: Model, optimizer: optax.GradientTransformation, options: Simnp
     """
     beta = options.beta
     check_positive("beta", beta)
+    check_finite_number("delta", options.delta)
 
     def forget_loss(networks, batch):
         seen = networks.see(batch)

@@ -276,6 +276,8 @@ def test_methods_without_code_of_their_own_take_the_token_loss(data, tables):
         ("npo", {"beta": 0.0}, "beta must be above 0"),
         ("simnpo", {"beta": -1.0}, "beta must be above 0"),
         ("dpo", {"beta": float("nan")}, "beta must be above 0"),
+        ("simnpo", {"delta": math.inf}, "delta must be a finite number, got inf"),
+        ("simnpo", {"delta": math.nan}, "delta must be a finite number, got nan"),
         ("npo", {"beta": math.inf}, "beta must be finite, got inf"),
         ("rmu", {"steering": math.inf}, "steering must be finite"),
         ("npo", {"compared": "tokens"}, "choose one of answers, logits"),
