@@ -30,6 +30,7 @@ Where = str | Callable[[str, jax.Array], bool] | None
 See `select`.
 """
 
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
 _NOT_FINITE = {"nan": jnp.isnan, "inf": jnp.isinf}
 
 
@@ -122,18 +123,17 @@ def check_arrays(tree: PyTree, what: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, int | float | complex) or _is_numeric(leaf):
             continue
-        kind = f"n array of {leaf.dtype}" if is_typed(leaf) else f" {type(leaf).__name__}"
+        kind = f"n array of {leaf.dtype}" if isinstance(leaf, _ARRAYS) else f" {type(leaf).__name__}"
         raise InputError(
-            f"{what} have a{kind} at {path_name(path) or 'their root'}, where only arrays of numbers can be; give a "
-            "pytree of arrays, as from_linen, from_nnx and from_equinox make it of a live module"
+            f"{what} have a{kind} at {path_name(path) or 'their root'}, where only arrays of numbers, of NumPy or JAX, "
+            "can be; give a pytree of such arrays, as from_linen, from_nnx and from_equinox make it of a live module"
         )
 
 
 def _is_numeric(leaf: Any) -> bool:
     """Says whether this is an array of NumPy or JAX of numbers, bools or keys."""
-    if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
-        return False
-    return any(jnp.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_, jax.dtypes.extended))
+    kinds = (np.number, np.bool_, jax.dtypes.extended)
+    return isinstance(leaf, _ARRAYS) and any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
 
 
 def check_trained(params: Params, what: str) -> None:

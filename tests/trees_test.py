@@ -213,10 +213,14 @@ def test_a_tree_with_something_else_than_arrays_is_refused():
         (lambda x: x, "a function"),
         (np.array(["a"]), "an array of <U1"),
         (np.array([None]), "an array of object"),
-        (jax.ShapeDtypeStruct((), jnp.float32), "an array of float32"),
+        (jax.ShapeDtypeStruct((), jnp.float32), "a ShapeDtypeStruct"),
         (types.SimpleNamespace(dtype="torch.float32"), "a SimpleNamespace"),
+        (types.SimpleNamespace(dtype=np.dtype(np.float32)), "a SimpleNamespace"),  # as a data set of h5py has it
     ):
-        with pytest.raises(InputError, match=f"the model state have {kind} at layers/1, where only arrays of numbers"):
+        message = (
+            f"the model state have {kind} at layers/1, where only arrays of numbers, of NumPy or JAX, can be; give"
+        )
+        with pytest.raises(InputError, match=message):
             trees.check_arrays({"layers": [jnp.ones(2), leaf]}, "the model state")
 
 
