@@ -100,12 +100,14 @@ def greedy_tokens(
                 f"{decoder.context} that the network reads; shorten it or allow fewer"
             )
     whole = max((len(prompt) + limit for prompt, limit in zip(prompts, most, strict=True)), default=0)
+    most_room = decoder.context if decoder.context is not None else whole
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     said: dict[int, list[int]] = {}
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
         length = -(-max(len(prompts[place]) for place in places) // _STEP) * _STEP
-        length, room = min(length, whole), min(length + max(most), whole)  # no more than the network need have
+        # Rounded, so that sets of near lengths share a program, but to no more than the network has or need have.
+        length, room = min(length, most_room), min(length + max(most), most_room)
         # Rows that fill the batch up may say nothing, so they do not keep the others waiting.
         tokens, lengths, allowed = np.zeros((batch_size, length), np.int32), *np.ones((2, batch_size), np.int32)
         allowed[len(places) :] = 0

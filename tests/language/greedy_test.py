@@ -39,6 +39,20 @@ def test_answers_end_with_the_end_token_or_at_their_limit():
     assert greedy_tokens(COUNTING, {}, (), [], limits=9) == []
 
 
+def test_sets_of_near_lengths_share_a_program():
+    """Where it is known how much the network reads; the program is traced once."""
+    rooms = []
+
+    def start(*given):
+        rooms.append(given[-1])
+        return COUNTING.start(*given)
+
+    counting = COUNTING._replace(start=start, context=64)
+    for length in (17, 20, 31):
+        assert greedy_tokens(counting, {}, (), [[3] * length], limits=4) == [[4, 5, 6, 7]]
+    assert rooms == [36]
+
+
 @functools.cache
 def networks():
     """A network with positions that are learned, and one of a published family whose attention looks back four tokens;
