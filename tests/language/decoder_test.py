@@ -56,11 +56,15 @@ def test_packed_examples_do_not_see_each_other():
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_norms_compute_with_rounded_weights_in_float32(name):
-    """1 + scale has more digits than bfloat16."""
-    rounded = jax.random.normal(jax.random.key(0), (16,), jnp.bfloat16) / 8
-    norm, x = Norm(sizes_of(CONFIGS[name], "")), jax.random.normal(jax.random.key(1), (3, 16))
-    found = [norm.apply({"params": {"scale": rounded.astype(kind)}}, x) for kind in (jnp.bfloat16, jnp.float32)]
-    np.testing.assert_array_equal(*found)
+    """1 + scale has more digits than bfloat16; other families multiply what was rounded."""
+    scale, sizes = jax.random.normal(jax.random.key(0), (16,), jnp.bfloat16) / 8, sizes_of(CONFIGS[name], "")
+    x = jax.random.normal(jax.random.key(1), (3, 16), jnp.bfloat16)
+    found = Norm(sizes).apply({"params": {"scale": scale}}, x)
+    wide, weights = np.asarray(x, np.float32), np.asarray(scale, np.float32)
+    wide = wide / np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + sizes.epsilon)
+    expected = wide * (1 + weights) if sizes.gemma else wide.astype(jnp.bfloat16).astype(np.float32) * weights
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(found, np.float32), expected.astype(jnp.bfloat16).astype(np.float32))
 
 
 def test_bfloat16_remat_and_activations():
