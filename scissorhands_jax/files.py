@@ -416,16 +416,22 @@ def check_name(folder: str | os.PathLike) -> None:
             )
 
 
-def check_inputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
+def check_inputs(
+    out: Path, inputs: Iterable[str | Path | None], *, overwrite: bool = False, resume: bool | None = None
+) -> None:
     """Refuses to write a result where it would remove what it is made of.
 
     Args:
       out: The folder or the file of the result, which need not exist.
       inputs: The files and folders that are read; None is none. Links are followed, and the links themselves count too.
+      overwrite: Whether a result that is there is removed.
+      resume: Whether it is continued. Then it may have in its folder what it reads, because nothing there is removed.
 
     Raises:
       InputError: One of them is `out` or lies in it.
     """
+    if resume and not overwrite:
+        return
     whole = resolved(out)
     for path in (Path(path) for path in inputs if path is not None):
         link = Path(os.path.abspath(path))

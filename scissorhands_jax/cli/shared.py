@@ -92,8 +92,7 @@ class ResumeOptions(OverwriteOptions):
         """
         from scissorhands_jax import files
 
-        if not self.resume:
-            files.check_inputs(out, inputs)
+        files.check_inputs(out, inputs, resume=self.resume)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,12 @@ def evaluate_images(
     counted = {IMAGES: images} if original is None else {IMAGES: images, ORIGINAL_IMAGES: original}
     kept = _utility_folders(utility)
     read_from = [] if generation is None else [generation.model, generation.unet, generation.tokenizer]
-    files.check_inputs(out, [*counted.values(), *kept.values(), *read_from])
+    places: dict[str, Any] = {
+        "inputs": [*counted.values(), *kept.values(), *read_from],
+        "overwrite": overwrite,
+        "resume": resume,
+    }
+    files.check_inputs(out, **places)
     made = _unets_to_make(images, original, generation)
     networks_sha256 = _check_networks(generation, made)
     _check_made(generation, {name: counted[name] for name in made}, networks_sha256)
@@ -181,7 +186,7 @@ def evaluate_images(
         }
         concept_accuracy.check_prompts(read | asked, concepts.concepts)
     config = _config(counted | kept, settings, generation, utility, concepts, detector)
-    with runs.open_folder(out, identify(config), overwrite=overwrite, resume=resume):
+    with runs.open_folder(out, identify(config), **places):
         for name, unet in made.items():
             assert generation is not None
             _generate(generation, unet, counted[name], networks_sha256[name], console)

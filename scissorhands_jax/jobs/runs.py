@@ -36,8 +36,7 @@ def open_folder(
       folder: The folder. It is made if it does not exist. A link stands for the folder that it leads to.
       identity: Everything that determines the result of the run. A resumed run must have the same, except for the
         environment.
-      inputs: The files and folders that the run reads, as for `files.check_inputs`. A run that is continued may have
-        them in its folder, of which nothing is removed.
+      inputs: The files and folders that the run reads, as for `files.check_inputs`.
       overwrite: Whether to remove the run that is in the folder.
       resume: Whether a run that is in the folder is continued. None is the same as False, for commands that cannot be
         resumed: their error does not propose it.
@@ -50,8 +49,7 @@ def open_folder(
       InputError: The folder holds another run, other files or what the run reads.
       BusyError: Another process writes to the folder.
     """
-    if overwrite or not resume:
-        files.check_inputs(folder, inputs)
+    files.check_inputs(folder, inputs, overwrite=overwrite, resume=resume)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the run")
     files.check_name(folder)

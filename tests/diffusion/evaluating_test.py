@@ -434,6 +434,12 @@ class TestCommand:
         assert answer["counts"][0]["detections"] == answer["counts"][0]["original_detections"] == 2
         new, old = (np.asarray(Image.open(tmp_path / name / "00001.png"), int) for name in ("new", "old"))
         assert (new != old).any()
+        # Of a report that is continued nothing is removed, so what it reads may lie there.
+        (tmp_path / "out/words").mkdir()
+        within = ["--tokenizer", str(tmp_path / "out/words")]
+        assert cli.main([*arguments, *within, "--resume"]) == 0
+        assert cli.main([*arguments, *within, "--overwrite"]) == 2
+        assert "words is read and lies in" in " ".join(capsys.readouterr().err.split())
         made = (tmp_path / "new/00000.png").stat().st_mtime_ns
         assert cli.main([*arguments, "--overwrite"]) == 0
         assert (tmp_path / "new/00000.png").stat().st_mtime_ns == made
