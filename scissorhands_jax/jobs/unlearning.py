@@ -251,7 +251,7 @@ def _carried_out(
     network = (job.params, job.model_state)
     if layout is not None:
         network = layout.place(network)
-    resumed_at = keeper.latest_step
+    resumed_at = keeper.agreed_step()
     history: list[dict] = []
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating the original", total=1, note=f"{len(job.positions)} examples to forget")

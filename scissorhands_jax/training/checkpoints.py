@@ -93,6 +93,13 @@ class Checkpointer:
         """The step of the newest whole checkpoint that is in the folder now, None if there is none."""
         return max(self._steps(), default=None)
 
+    def agreed_step(self) -> int | None:
+        """The newest step that the first process sees, in all processes, which must all call this.
+
+        A folder that machines share may look otherwise to another one for a moment, and what they do next must not.
+        """
+        return distributed.from_first(lambda: self.latest_step)
+
     def _steps(self) -> list[int]:
         """The steps of the whole checkpoints, which Orbax gives their names when they are."""
         try:
@@ -159,7 +166,7 @@ class Checkpointer:
           CheckpointError: There is no checkpoint, it cannot be read, or it belongs to another run.
           InputError: Another process of the run does not see the checkpoint.
         """
-        step = self.latest_step if step is None else step
+        step = self.agreed_step() if step is None else step
         if step is None:
             raise CheckpointError(f"there is no whole checkpoint in {self.directory}")
         distributed.agree_on_folder(self.directory / str(step))

@@ -201,8 +201,7 @@ def _run(
     odd_at_first = {} if checkpoint is None else odd_entries(carry.params, carry.model_state)
     position = Position(0, 0)
     if checkpoint is not None and identity is not None:
-        # One decides for all, because folders that machines share may not look alike to them at once.
-        step = distributed.from_first(lambda: checkpoint.latest_step)
+        step = checkpoint.agreed_step()
         if step is not None:
             carry, position = checkpoint.restore(carry, identity, step=step)
     watch = _Watch(on_step, checkpoint, num_epochs, int(carry.step), data_lib.largest_label(data))

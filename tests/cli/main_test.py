@@ -17,6 +17,8 @@ import pytest
 from scissorhands_jax import models, torch_weights
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.cli.jobs import STATUS_COLLAPSED
+from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs import unlearning
 from scissorhands_jax.metrics import distances
 from scissorhands_jax.training import checkpoints
 from tests.comparison import same_bits
@@ -352,6 +354,19 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(weights, arguments, words,
     assert unlearn(weights, "out", *arguments) == 2
     assert words in error_of(capsys)
     assert sorted(Path.cwd().iterdir()) == files
+
+
+def test_the_first_process_says_whether_a_run_is_continued(weights, tmp_path, capsys, monkeypatch):
+    """An original that is not worth unlearning is refused at the beginning, by all processes or by none."""
+
+    def run(*_, **__):
+        raise InputError("the run goes on")
+
+    monkeypatch.setattr(checkpoints.Checkpointer, "agreed_step", lambda keeper: 3)
+    monkeypatch.setattr(unlearning, "run", run)
+    arguments = ["unlearn", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", tmp_path / "run"]
+    assert cli.main([*map(str, arguments)]) == 2
+    assert "the run goes on" in error_of(capsys)
 
 
 def test_a_mesh_is_refused_before_anything_is_computed(weights, tmp_path, capsys):

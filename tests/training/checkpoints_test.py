@@ -210,6 +210,15 @@ class TestCheckpointer:
         assert sorted(folder.name for folder in tmp_path.iterdir()) == ["2", "3"]
         assert same_bits(keeper.restore(carry(), RUN)[0], carry(3, seed=3))
 
+    def test_the_first_process_says_which_is_the_newest(self, tmp_path, monkeypatch):
+        keeper = Checkpointer(tmp_path)
+        for step in (1, 2):
+            keeper.save(carry(step, seed=step), Position(0, step), RUN)
+        assert keeper.agreed_step() == 2
+        monkeypatch.setattr(distributed, "from_first", lambda compute: compute() - 1)
+        assert keeper.agreed_step() == 1
+        assert same_bits(keeper.restore(carry(), RUN)[0], carry(1, seed=1))
+
     def test_the_first_process_says_what_is_there_already(self, tmp_path, monkeypatch):
         """All of them must write together, and one may see the folder later than the others."""
         monkeypatch.setattr(distributed, "from_first", lambda compute: compute() or True)
