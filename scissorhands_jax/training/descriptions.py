@@ -11,6 +11,10 @@ A description is JSON, the same in every process, without addresses. Two values 
 * An array is described by its type, its shape and the hash of its numbers, an object by its fields or by what `copy`
   and `pickle` take from it; one of a dataclass of your own by its fields and all other attributes.
 
+So whatever an object of your own holds beside its fields counts too, such as the results that it remembers. Where that
+computes nothing, or cannot be described, as a lock, give the function a name (`named`) or the class an attribute
+`__identity__`, which is described in its place. What a dataclass remembers of a `cached_property` is left out.
+
 Bytecode differs between versions of Python, so that descriptions with code can only be compared within one version.
 """
 
@@ -317,8 +321,8 @@ _METHODS: tuple[tuple[tuple[type, ...], Callable[[_Describer, Any, str], Any]], 
 
 def _unknown(place: str, what: str) -> InputError:
     return InputError(
-        f"{place} is {what}, of which two cannot be told apart; leave it out of the function, or give the function a "
-        "name with sh.named"
+        f"{place} is {what}, of which two cannot be told apart; leave it out of the function or object, or give the "
+        "function a name with sh.named"
     )
 
 

@@ -315,6 +315,21 @@ def test_what_differs_between_equal_objects_does_not_count():
     assert described(Linen(3)) == described(Linen(3)) != described(Linen(4))
 
 
+def test_what_an_object_holds_beside_its_fields_counts_unless_it_says_what_it_is():
+    first, other = Loss(1.0), Loss(1.0)
+    object.__setattr__(other, "remembered", {1: 2.0})
+    assert described(first) != described(other)
+    object.__setattr__(other, "remembered", threading.Lock())
+    with pytest.raises(
+        InputError, match=r"remembered is a _thread\.lock, .*; leave it out of the function or object, or"
+    ):
+        described(other)
+    assert described(named("loss", first)) == described(named("loss", other))
+    for loss in (first, other):
+        object.__setattr__(loss, "__identity__", "the loss")
+    assert described(first) == described(other)
+
+
 @pytest.mark.parametrize("members", [{"power": 3}, {"__call__": lambda self, params: params}, {"extra": 1}])
 def test_the_code_of_a_class_counts(members, monkeypatch):
     before = described(Plain(1.0))
