@@ -251,7 +251,10 @@ def not_finite(tree: PyTree, known: Mapping[tuple[str, str], np.ndarray] | None 
 
     def masks(name: str, leaf: Any) -> dict[str, np.ndarray | None]:
         found = {kind: (known or {}).get((name, kind)) for kind in _NOT_FINITE}
-        return {kind: mask if np.shape(mask) == np.shape(leaf) else None for kind, mask in found.items()}
+        return {
+            kind: mask if mask is not None and np.shape(mask) == np.shape(leaf) else None
+            for kind, mask in found.items()
+        }
 
     names, leaves = leaf_names(tree), jax.tree.leaves(tree)
     flags = jax.device_get(_not_finite(leaves, [*map(masks, names, leaves)]))

@@ -294,7 +294,10 @@ def _together(members: Sequence[Member], how: How, mesh: Mesh | None, finished: 
         carries = _unstack(carry.params, len(members))
         networks = _of_each(lambda method, each: method.finish(each), methods, carries)
         odd = [odd_entries(member.params, member.model_state) for member in members]
-        bad = [carry.step and broken(*network, before) for network, before in zip(networks, odd, strict=True)]
+        bad = [
+            carry.step and broken(params, model_state, before)
+            for (params, model_state), before in zip(networks, odd, strict=True)
+        ]
         good = [None if found else network for found, network in zip(bad, networks, strict=True)]
         finished.append((good, carry.aux))
         return (), ()
