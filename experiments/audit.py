@@ -6,7 +6,7 @@ stopped is continued, and one with fewer --networks is made larger, when the sam
 the experiment follow as NAME=VALUE, such as `train_limit=500 training.epochs=2`.
 
 `--again DIR --out OUT` trains nothing: it computes the numbers of the finished audit in DIR again from its scores, by
-the statistics of today, and writes results, page and tables into OUT.
+the statistics of today, and writes results, page and tables into OUT, with the scores, so that they can be signed too.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import configs
+from experiments import configs, programs
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.audit import TIERS, run_audit
 from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.cli import huge_pages
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, listed
 from scissorhands_jax.jobs import config, runs
 from scissorhands_jax.report import provenance
 from scissorhands_jax.report.gates import trusted
 from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on
+
+_WRITTEN = (runs.RESULTS_FILE, SCORES_FILE, "report.html", "tables.md", "attacks.svg")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,10 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_follow_options(parser)
     options = parser.parse_args(arguments)
     console = LoggedConsole()
-    if options.again and not options.out:
-        parser.error("--again needs --out, where the numbers are written")
-    if options.again and options.settings:
-        parser.error(f"--again reads the settings of the audit; leave {options.settings[0]} out")
+    if options.again:
+        programs.refuse_others(parser, arguments, "--again", ["--out"])
+        if not options.out:
+            parser.error("--again needs --out, where the numbers are written")
     out = options.out or Path("runs") / options.config
     try:
         if options.again:
@@ -77,25 +79,52 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_again(folder: Path, out: Path) -> None:
-    """Writes what `main` writes into `out`, but the scores, from the scores of the finished audit in a folder.
+    """Writes what `main` writes into `out`, from the scores of the finished audit in a folder.
 
-    Rows, settings and what made the networks stay; `analysed_by` says which code computed the numbers.
+    Scores, rows, settings and what made the networks stay; `analysed_by` says which code computed the numbers.
 
     Raises:
-      InputError: The folder holds no finished audit, or lies in `out`.
+      InputError: The folder holds no finished audit or lies in `out`, or `out` holds what this has not written.
     """
+    files.check_inputs(out, [folder / runs.RESULTS_FILE, folder / SCORES_FILE])
+    _check_free(out)
     try:
         scores = AuditScores.from_document(reading.read_json(folder / SCORES_FILE))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no scores ({error}); name the folder of a finished audit") from error
-    files.check_inputs(out, [folder / runs.RESULTS_FILE])
     document = report.read_results(folder / runs.RESULTS_FILE)
+    if not document.get("evidence"):
+        raise InputError(f"the audit in {folder} is not finished; repeat the command that began it, and then this one")
+    try:
+        scores.check_settings(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the files of the audit in {folder} do not belong together ({type(error).__name__} {error}); name the "
+            "folder of a finished audit"
+        ) from error
     estimates, gates = scores.numbers()
     document |= {**numbers_document(estimates, gates), "trusted": trusted(gates)}
     document["analysed_by"] = report.environment()["made_by"]
     report.write_results(out / runs.RESULTS_FILE, document)
+    files.copy_file(folder / SCORES_FILE, out / SCORES_FILE)
     report.write_audit(out / "report.html", document)
     write_tables(out, document)
+
+
+def _check_free(out: Path) -> None:
+    """Refuses a folder that holds anything but what `write_again` has written there before."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the numbers")
+    found = sorted(path.name for path in out.iterdir() if not files.is_leftover(path)) if out.exists() else []
+    others = [name for name in found if name not in _WRITTEN]
+    if found and not others:
+        try:
+            earlier = "analysed_by" in report.read_results(out / runs.RESULTS_FILE)
+        except InputError:
+            earlier = False
+        others = [] if earlier else found
+    if others:
+        raise InputError(f"{out} holds {listed(others, shown=3)}, which no --again has written; name another folder")
 
 
 def write_tables(out: Path, document: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -57,6 +57,26 @@ CONTINUES = "the same command goes on after the last result in FILE"
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Adds `--overwrite`, for `open_results`."""
     parser.add_argument("--overwrite", action="store_true", help="replace what FILE holds, also of other settings")
+
+
+def refuse_others(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, option: str, read: Collection[str] = ()
+) -> None:
+    """Ends a program with a sentence where options are given that have no effect with another one.
+
+    Args:
+      parser: The parser of the program.
+      arguments: What it parses; None is the command line.
+      option: The option, such as `--again`.
+      read: The other options that have an effect with it.
+    """
+    defaults = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults))))
+    effective = {name.removeprefix("--").replace("-", "_") for name in (option, *read)}
+    others = [name for name, value in given.items() if value not in (None, []) and name not in effective]
+    if others:
+        words = given[others[0]] if isinstance(given[others[0]], list) else [f"--{others[0].replace('_', '-')}"]
+        parser.error(f"{words[0]} has no effect with {option}; leave it out")
 
 
 class ResultsFile:

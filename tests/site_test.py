@@ -119,12 +119,19 @@ def test_every_option_and_setting_is_in_the_reference(site):
 def test_every_result_has_a_page(site):
     from docs.hooks import results
 
-    for path in RESULTS.rglob("*.json"):
-        if "tuning" not in path.stem:
-            assert (
-                f"experiments/results/{path.relative_to(RESULTS)}"
-                in (site / "results" / f"{results.name_of(path)}.html").read_text()
-            )
+    for path in results.sources():
+        page = site / "results" / f"{results.name_of(path)}.html"
+        assert f"experiments/results/{path.relative_to(RESULTS)}" in page.read_text()
+
+
+def test_a_page_of_numbers_that_were_computed_again_names_both_codes():
+    from docs.hooks import results
+
+    made, again = ({"code": 12 * digit, "date": f"200{digit}-01-01"} for digit in "12")
+    assert results._made_with({"made_by": made}) == "commit 111111111111, 2001-01-01"
+    assert results._made_with({"made_by": made, "analysed_by": again}) == (
+        "commit 111111111111, 2001-01-01; the numbers are computed again by commit 222222222222, 2002-01-01"
+    )
 
 
 READ = ("explanations/method.html", "reference/api/projection.html", "results/cifar10_small.html")

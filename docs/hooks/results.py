@@ -15,6 +15,7 @@ from docs.hooks import text
 from experiments import audit, diffusion_digits, tables
 from experiments.tofu import page as tofu
 from scissorhands_jax import reading, report
+from scissorhands_jax.audit.scores import SCORES_FILE
 from scissorhands_jax.report import REDRAWN
 from scissorhands_jax.report.trust import gates_grid, gates_note
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "results"
 INDEX = "results/index.md"
 Document = Mapping[str, Any]
-_ABOUT = ("versions", "machine", "made_by", "config", "settings")
+_ABOUT = ("versions", "machine", "made_by", "analysed_by", "config", "settings")
 _NO_PAPER = "The paper has no table of this experiment, so there are no numbers of the paper to compare with."
 _NO_FLOOR = (
     "There is no second retrained network in these results, so they have no floor: how close a perfect method could "
@@ -36,15 +37,18 @@ def pages() -> dict[str, str | bytes]:
     """Returns the pages and their pictures by their places in the site."""
     made: dict[str, str | bytes] = {}
     lines = []
-    for path in sorted(FOLDER.rglob("*.json")):
-        if "tuning" in path.stem:
-            continue
+    for path in sources():
         name, document = name_of(path), reading.read_json(path)
         body, pictures = _page_of(document, name, path.parent)
         made[f"results/{name}.md"] = f"{_titled(body, name)}\n\n{_provenance(document, path)}"
         made |= {f"results/{stem}": content for stem, content in pictures.items()}
         lines.append(f"| [{name}]({name}.md) | {_headline(document)} | {_made_with(document)} |")
     return {INDEX: _index(lines), **made}
+
+
+def sources() -> list[Path]:
+    """The files of results that have pages: not what tables were tuned by, nor the scores of an audit."""
+    return [path for path in sorted(FOLDER.rglob("*.json")) if "tuning" not in path.stem and path.name != SCORES_FILE]
 
 
 def name_of(path: Path) -> str:
@@ -138,9 +142,12 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _made_with(document: Document) -> str:
-    made = document.get("made_by")
-    if made is None:
-        return "The commit was not recorded"
+    made, again = document.get("made_by"), document.get("analysed_by")
+    by = "The commit was not recorded" if made is None else _code_of(made)
+    return by if again is None else f"{by}; the numbers are computed again by {_code_of(again)}"
+
+
+def _code_of(made: Mapping[str, Any]) -> str:
     words = [f"`{made['command']}`"] if "command" in made else []
     code = str(made.get("code"))
     words += [f"commit {code}" if re.fullmatch("[0-9a-f]{12}", code) else code]

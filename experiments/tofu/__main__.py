@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments import programs, tofu
 from experiments.tofu.cells import Cells
-from experiments.tofu.page import read_cells, summarized, tofu_grid, write_results
+from experiments.tofu.page import read_cells, summarized, tofu_grid, write_again, write_results
 from experiments.tofu.scene import TofuSettings, make_subject
 from scissorhands_jax import report
 from scissorhands_jax.report import provenance
@@ -25,13 +25,19 @@ TINY = TofuSettings(
 def main(arguments: list[str] | None = None) -> int:
     """Fills the cells, or writes results, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tofu", description=(tofu.__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="the folder of TOFU")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder of TOFU")
+    source.add_argument("--again", type=Path, metavar="DIR", help="make gates and page in DIR again from its rows")
     parser.add_argument("--out", type=Path, default=Path("runs/tofu"), metavar="DIR", help="default runs/tofu")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write results of the cells that there are, and stop")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal, whose numbers mean nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     options = parser.parse_args(arguments)
     provenance.note_code()
+    if options.again:
+        programs.refuse_others(parser, arguments, "--again")
+        write_again(options.again)
+        return 0
     console = LoggedConsole()
     if options.write is None:
         settings = TINY if options.tiny else TofuSettings()

@@ -243,6 +243,25 @@ def write_page(told: Mapping[str, Any], folder: Path) -> None:
     )
 
 
+def write_again(folder: Path) -> None:
+    """Makes gates, table and page of written results again from their rows.
+
+    What made the rows stays; `analysed_by` says which code made the rest.
+
+    Raises:
+      InputError: The folder holds no results.
+    """
+    file = folder / "results.json"
+    try:
+        told = reading.read_json(file)
+        gates = gates_of(told["rows"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{file} holds no results ({type(error).__name__} {error}); name a folder that has some"
+        ) from error
+    write_page({**told, "gates": gates, "analysed_by": report.environment()["made_by"]}, folder)
+
+
 def _environment(document: Document) -> Document:
     """What made the cells: of the first one all of it, and `code` in a sentence about all.
 

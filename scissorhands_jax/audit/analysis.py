@@ -315,12 +315,14 @@ class Analysis:
     def _inside(self, label: str, number: int) -> dict[str, Influence]:
         """Measures the means of the numbers of examined networks."""
         examined = [(one.network // 2, one.inside) for one in self._of(label, number) if one.inside is not None]
+        # Of whole classes a probe can say nothing, because no retained example has them; earlier audits measured it.
+        of_classes = self.watched.forget_sets[number].of_classes
         values = {
             "recovered": [(pair, one.recovery[-1] - one.recovery[0]) for pair, one in examined],
             "probe_gap": [
                 (pair, one.probe_forget - one.probe_held_out)
                 for pair, one in examined
-                if one.probe_forget is not None and one.probe_held_out is not None
+                if one.probe_forget is not None and one.probe_held_out is not None and not of_classes
             ],
             "distance_original": [(pair, one.distance_original) for pair, one in examined],
             "distance_retrained": [

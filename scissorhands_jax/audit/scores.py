@@ -100,6 +100,25 @@ class AuditScores:
             raise InputError(f"its scores cannot be read: {type(error).__name__} {error}") from error
         return cls(watched, measurements)
 
+    def check_settings(self, results: Mapping[str, Any]) -> None:
+        """Checks that the settings of an audit are about the forget sets, methods and networks of the scores.
+
+        Args:
+          results: What the audit has in `results.json`, which need not be trusted.
+
+        Raises:
+          ValueError: They are about others.
+          KeyError, TypeError, AttributeError: They have another form.
+        """
+        scenarios = {one["name"]: set(one["methods"]) for one in results["config"]["scenarios"]}
+        audited = {one.name: set(one.labels[2:]) for one in self.watched.forget_sets}
+        ensemble = results["ensemble"]
+        digests = ensemble["forget_sha256"]
+        if scenarios != audited or not isinstance(digests, list) or len(digests) != len(audited):
+            raise ValueError("its scores are about other forget sets or methods than its settings")
+        if ensemble["networks"] != len(self.watched.included):
+            raise ValueError("its scores are about another number of networks than its settings")
+
     def numbers(self) -> tuple[list[MetricEstimate], list[Gate]]:
         """Computes all estimates and gates of the audit from the scores."""
         analysis = Analysis(self.watched, self.measurements)

@@ -38,8 +38,9 @@ NO_SCORES = "it diverged there, or they were left out"
 """Why a method in a signed document has no scores on a network: the document does not tell one from the other."""
 
 _PURPOSE = "audit"
-_FORMAT = 1
+_FORMAT = 2  # which changes with the statistics too: by others, other numbers follow from the same scores
 _RESULTS = ("config", "data", "ensemble")  # what a document takes over from results.json
+_STATISTICS = "the statistics of this version"
 _TOLERANCE = 1e-6  # relative; another machine may round differently
 
 
@@ -201,7 +202,8 @@ def read_signed(content: bytes, trusted: Collection[str], path: Path) -> SignedA
         results = {name: document["results"][name] for name in _RESULTS}
         scores = AuditScores.from_document(document["scores"])
         computed = _check_numbers(document["numbers"], scores, path)
-        _check_sizes(results, scores)
+        _check_training(results["config"])
+        scores.check_settings(results)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -252,21 +254,12 @@ def _set_of(results: Mapping[str, Any], job: Job) -> int:
     return digests.index(within)
 
 
-def _check_sizes(results: Mapping[str, Any], scores: AuditScores) -> None:
-    """Checks the settings of an audit, and that they and its scores are about the same networks and forget sets."""
-    config = results["config"]
+def _check_training(config: Mapping[str, Any]) -> None:
+    """Checks what the description of an audit as evidence says of the training of its networks."""
     if config["tier"] not in TIERS:
         raise ValueError(f"its tier is {config['tier']!r} and none of {', '.join(TIERS)}")
     if not isinstance(config["training"]["epochs"], int):
         raise ValueError(f"its networks were trained for {config['training']['epochs']!r} epochs, which is no number")
-    scenarios = {one["name"]: set(one["methods"]) for one in config["scenarios"]}
-    audited = {one.name: set(one.labels[2:]) for one in scores.watched.forget_sets}
-    ensemble = results["ensemble"]
-    digests = ensemble["forget_sha256"]
-    if scenarios != audited or not isinstance(digests, list) or len(digests) != len(audited):
-        raise ValueError("its scores are about other forget sets or methods than its settings")
-    if ensemble["networks"] != len(scores.watched.included):
-        raise ValueError("its scores are about another number of networks than its settings")
 
 
 def _failures(scores: AuditScores) -> list[dict[str, str]]:
@@ -295,13 +288,15 @@ def _check_numbers(stated: Any, scores: AuditScores, path: Path) -> dict[str, An
     for name, expected in without_floats(computed).items():
         found = stated.get(name) if isinstance(stated, dict) else None
         if not isinstance(found, list) or len(found) != len(expected):
-            raise InputError(f"the {name} of the audit {path} does not follow from its scores; make the audit again")
+            raise InputError(
+                f"the {name} of the audit {path} does not follow from its scores by {_STATISTICS}; make the audit again"
+            )
         for one, other in zip(found, expected, strict=True):
             different = [key for key in other if key != "explanation" and not _alike(one.get(key), other[key])]
             if different or set(one) != set(other):
                 where = " ".join(str(other[key]) for key in ("method", "metric", "name") if other.get(key))
                 raise InputError(
-                    f"a number that the audit {path} states does not follow from its scores: {where}, "
+                    f"a number that the audit {path} states does not follow from its scores by {_STATISTICS}: {where}, "
                     f"{', '.join(different) or 'its form'}; make the audit again"
                 )
     return computed

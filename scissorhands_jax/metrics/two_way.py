@@ -69,6 +69,7 @@ class Influence(NamedTuple):
     kinds: np.ndarray  # shape=(C,): a number for each kind of examples, whose variances are estimated one by one
     freedom_of_examples: np.ndarray  # shape=(C,): what each example adds to the degrees of freedom of its kind
     networks: int
+    attacked: int  # how many networks have scores of the forget examples; the others only are references
     counted: int  # the number of forget examples, or of examples in all if there is no other kind
     negatives: int = 0
     least: float = 0.0  # the smallest variance that is believed
@@ -111,8 +112,9 @@ class Influence(NamedTuple):
         """Makes the interval of a share such as a true positive rate, which is Wilson's with the variance found here.
 
         The share has the variance of one of n independent examples, p (1 - p) / n, for some n, which is at most the
-        number of scores. Where no variance was found, or the share is 0 or 1, n is at most the number of examples,
-        because nothing shows that networks differ in which examples they have above the threshold.
+        number of scores (networks that only are references have none). Where no variance was found, or the share is 0
+        or 1, n is at most the number of examples, because nothing shows that networks differ in which examples they
+        have above the threshold.
 
         Args:
           level: The coverage that the interval aims at, in (0, 1).
@@ -128,7 +130,7 @@ class Influence(NamedTuple):
         typical = max(self.value, least) * (1 - max(self.value, least))
         number = float(max(1, self.counted))
         if typical > 0 and variance > 0:
-            number = min(number * (self.networks if spread else 1), typical / variance)
+            number = min(number * (self.attacked if spread else 1), typical / variance)
         t = float(stats.t.ppf(0.5 + level / 2, freedom))
         middle = (self.value + t**2 / (2 * number)) / (1 + t**2 / number)
         # Below `least` the variance is that of the threshold, and more than that of so small a share of n examples.
@@ -148,7 +150,7 @@ def _make(
     kinds: np.ndarray,
     freedom_of_examples: np.ndarray,
     least: float = 0.0,
-    attacked: int | None = None,
+    freedom: float | None = None,
     **counts: int,
 ) -> Influence:
     """Makes an influence from the number and the influences of examples, with all pairs and without each.
@@ -171,7 +173,7 @@ def _make(
         of_pairs=scale * (left_out.mean() - left_out) if number else left_out,
         of_examples=of_examples,
         of_both=scale * (left_out_of_examples.mean(axis=0) - left_out_of_examples) if number else left_out_of_examples,
-        freedom=(number if attacked is None else attacked) - 1.0,
+        freedom=number - 1.0 if freedom is None else freedom,
         kinds=kinds,
         freedom_of_examples=freedom_of_examples,
         networks=max(1, number),
@@ -292,7 +294,8 @@ def attack_influences(
             kinds,
             free,
             least,
-            len(np.unique(rows)) if len(pairs) else None,  # Of runs that diverged, pairs are only references.
+            len(np.unique(rows)) - 1.0 if len(pairs) else None,  # Of runs that diverged, pairs are only references.
+            attacked=count,
             counted=len(positives),
             negatives=0 if name == "auc" else attack.negatives.size,
         )
@@ -393,6 +396,7 @@ def examples_influence(
         examples,
         np.full(total, examples.min()),
         np.full(total, (total - 1) / total),
+        attacked=len(pairs),
         counted=total,
     )
     if quantile is None:
@@ -412,7 +416,7 @@ def networks_influence(values: Sequence[float], pairs: Sequence[int]) -> Influen
     if number < 2:
         of_both = np.zeros((0, 0))
         return Influence(
-            float(array.mean()), nothing, nothing, *(np.zeros(0),) * 2, of_both, 0.0, nothing, nothing, 1, 0
+            float(array.mean()), nothing, nothing, *(np.zeros(0),) * 2, of_both, 0.0, nothing, nothing, 1, 1, 0
         )
     influence = (array - array.mean()) / math.sqrt(number * (number - 1))
     return Influence(
@@ -425,6 +429,7 @@ def networks_influence(values: Sequence[float], pairs: Sequence[int]) -> Influen
         number - 1,
         nothing,
         nothing,
+        number,
         number,
         0,
     )
@@ -476,6 +481,7 @@ def _combine(parts: Sequence[Influence], weights: Sequence[float]) -> Influence:
         kinds=kinds,
         freedom_of_examples=free_of_examples,
         networks=min(part.networks for part in parts),
+        attacked=min(part.attacked for part in parts),
         counted=min(part.counted for part in parts),
         negatives=min(part.negatives for part in parts),
         least=math.fsum(weight**2 * part.least for part, weight in zip(parts, weights, strict=True)),

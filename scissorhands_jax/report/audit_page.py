@@ -9,7 +9,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note, metric_titles
+from scissorhands_jax.report.audits import (
+    METRICS,
+    NULL,
+    evidence_grids,
+    means_exceptions,
+    means_note,
+    metric_titles,
+)
 from scissorhands_jax.report.drawing import (
     BLUE,
     INK,
@@ -45,8 +52,9 @@ _WHAT = (
     "half, shows by how much, and the columns \u201chalf the networks\u201d use that number of networks for every "
     "method. KLoM cannot exceed 11.5, which it reaches if unlearned and retrained networks share no bin. If not even "
     "the original is farther away than that row, the number means nothing at this size and is not evidence.",
-    "Recovered is the accuracy on the forget set that comes back by training on the retain set alone. Distances are "
-    "relative to the norm of the other network's weights; that of a retrained network is to another retrained network.",
+    "Recovered is how much of the accuracy on the forget set, or of the task's first metric, comes back by training on "
+    "the retain set alone. Distances are relative to the norm of the other network's weights; that of a retrained "
+    "network is to another retrained network.",
     "Intervals of attacks, KLoM and forgetting score are over networks and examples: each pair of networks is left out "
     "once, as attacked networks and as references, and what one pair does on one example counts once. Intervals of "
     "recovery, probes and weight distances are over the few networks that were examined, and not over examples. All "
@@ -118,6 +126,8 @@ def _leading_metric(document: Mapping[str, Any]) -> str | None:
 def audit_answer(document: Mapping[str, Any]) -> str:
     """Writes in one sentence what the strongest attack of an audit found, or that the numbers cannot be trusted.
 
+    Further sentences name the means that are not over all forget sets.
+
     Args:
       document: The document that `audit.run_audit` returned.
     """
@@ -130,7 +140,8 @@ def audit_answer(document: Mapping[str, Any]) -> str:
         if entry["metric"] == metric and entry["scenario"] is None and entry["method"] not in (REFERENCE, NULL)
     ]
     title, perfect = METRICS[metric]
-    return f"{title}, which is {perfect:g} if nothing is left to find: {', '.join(values)}."
+    found = f"{title}, which is {perfect:g} if nothing is left to find: {', '.join(values)}."
+    return found + means_exceptions(document, metric)
 
 
 def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
@@ -146,11 +157,11 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
         f"{ensemble['examples']:,} training examples, {ensemble['networks_per_side']} were trained with it and the "
         "same number without it."
     )
-    metric = _leading_metric(document)
+    metric, note = _leading_metric(document), means_note(document)
     leading, everything = (
         Picture(
             evidence_figure(document["evidence"], metric_titles(document), panels=panels),
-            "Means over forget sets with intervals. The dashed line is the value of a perfect method.",
+            f"{note} Lines are intervals, and the dashed line is the value of a perfect method.",
             f"{what} by method with intervals; the numbers are in the tables.",
             heading="All attacks and distances",
             name=name,
@@ -170,7 +181,7 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
             leading=[leading],
             gates=document["gates"],
             gates_first=True,
-            sheets=[Sheet(heading, table, [means_note(document)]) for heading, table in evidence_grids(document)],
+            sheets=[Sheet(heading, table, [note]) for heading, table in evidence_grids(document)],
             rows=document["rows"],
             figures=[everything, *row_pictures(document["rows"])],
             remarks=failures_section(document),
@@ -188,9 +199,10 @@ def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
 
 
 def print_audit(document: Mapping[str, Any], console: Console) -> None:
-    """Prints the first table of an audit, and whether its numbers can be trusted."""
+    """Prints the first table of an audit, what its means are over, and whether its numbers can be trusted."""
     for heading, table in evidence_grids(document)[:1]:
         print_grid(heading, table, console)
+        say(console, means_note(document))
     if note := failures_note(document):
         say(console, note)
     say(console, audit_verdict(document["gates"]))

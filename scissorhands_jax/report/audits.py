@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.distances import quality_of
 from scissorhands_jax.report.rows import DASH
 from scissorhands_jax.report.tables import Cell, Grid
@@ -100,6 +101,18 @@ def means_note(document: Mapping[str, Any]) -> str:
     Args:
       document: The document that `audit.run_audit` returned.
     """
+    sets = {entry["scenario"] for entry in document["evidence"]} - {None}
+    what = "Of the one forget set." if len(sets) == 1 else "Means over forget sets."
+    return what + means_exceptions(document)
+
+
+def means_exceptions(document: Mapping[str, Any], metric: str | None = None) -> str:
+    """Says which means are not over all forget sets, in sentences that each follow a space; "" if all are.
+
+    Args:
+      document: The document that `audit.run_audit` returned.
+      metric: The only metric that is asked about. None asks about all.
+    """
     behind: dict[str, dict[str, list[str]]] = {}
     of_method: dict[str, dict[str, None]] = {}
     for entry in document["evidence"]:
@@ -109,20 +122,21 @@ def means_note(document: Mapping[str, Any]) -> str:
     total = len({scenario for scenarios in of_method.values() for scenario in scenarios})
     exceptions: dict[tuple[str, ...], list[str]] = {}
     for method, known in of_method.items():
-        if len(known) < total:
+        if len(known) < total and (metric is None or method in behind.get(metric, ())):
             exceptions.setdefault(tuple(known), []).append(method)
-    for metric, held in behind.items():
+    for name, held in behind.items():
+        if metric not in (None, name):
+            continue
         fewer: dict[tuple[str, ...], list[str]] = {}
         for method, found in held.items():
             if len(found) < len(of_method[method]):
                 fewer.setdefault(tuple(found), []).append(method)
         for scenarios, methods in fewer.items():
             whose = "" if len(methods) == len(held) else f" of {', '.join(methods)}"
-            exceptions.setdefault(scenarios, []).append(f"{METRICS[metric][0]}{whose}")
-    rest = "".join(
+            exceptions.setdefault(scenarios, []).append(f"{METRICS[name][0]}{whose}")
+    return "".join(
         f" Over {', '.join(scenarios)} alone: {'; '.join(names)}." for scenarios, names in exceptions.items()
     )
-    return f"Means over forget sets.{rest}"
 
 
 def _header(metric: str, title: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:
@@ -140,7 +154,8 @@ def _header(metric: str, title: str, entries: Sequence[Mapping[str, Any]], silen
 def _cell(entry: Mapping[str, Any] | None) -> Cell:
     if entry is None:
         return Cell(DASH)
-    # Of a single network nothing shows how far the number may be off, and nor do networks that all have the same.
-    if entry["networks"] == 1 or entry["low"] == entry["high"]:
+    # Of a single network nothing shows how far the number may be off, and nor do networks that all have the same, or
+    # whose KLoM is one that many examples share, as its ceiling.
+    if entry["networks"] == 1 or not intervals.differ((entry["low"], entry["high"])):
         return Cell(f"{entry['value']:.3f}")
     return Cell(f"{entry['value']:.3f}", f"[{entry['low']:.3f}, {entry['high']:.3f}]")

@@ -125,7 +125,9 @@ def environment() -> dict[str, dict[str, Any]]:
 def environment_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """Takes from results what `environment` put there, for a page.
 
-    Results from before commits were recorded say so.
+    Results from before commits were recorded say so. Those whose numbers were computed again later from what was
+    measured have `analysed_by`, the `made_by` of that.
     """
     made_by = document.get("made_by") or {"code": provenance.NOT_RECORDED}
-    return {"made by": made_by, "versions": document["versions"], "machine": document["machine"]}
+    again = {"analysed by": document["analysed_by"]} if "analysed_by" in document else {}
+    return {"made by": made_by, **again, "versions": document["versions"], "machine": document["machine"]}

@@ -102,8 +102,8 @@ TERMS = (
     Term(
         "avg_gap",
         "Avg. Gap",
-        "The mean distance to the retrained network of the same seed over four percentages: accuracy (or the error in "
-        "its place) on the forget, the retain and the test set, and MIA. Smaller is better, down to that of a second "
+        "The mean distance to the retrained network of the same seed over four numbers: accuracy, or the task's first "
+        "metric, on the forget, the retain and the test set, and MIA. Smaller is better, down to that of a second "
         "retrained network.",
     ),
     Term(
@@ -340,7 +340,7 @@ def interval_note(methods: Methods, shown: Sequence[Column] | None = None) -> st
     if _INTERVAL in shown:
         notes.append(f"{_INTERVAL.header} is Student's interval of the mean Avg. Gap over seeds")
     if _SHARE in shown:
-        several = any(len(numbers(rows, "gap_share")) > 1 for rows in methods.values())
+        several = any(cell(rows, _SHARE)[1] for rows in methods.values())
         ends = ", with Student's 95\N{NO-BREAK SPACE}% interval of its mean over seeds" if several else ""
         notes.append(f"{_SHARE.header[:-2]} is the Avg. Gap in % of the original's{ends}")
     if REDRAWN in methods:

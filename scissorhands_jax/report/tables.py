@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.metrics import distances
 from scissorhands_jax.plain_terminal import PlainConsole
 from scissorhands_jax.report.rows import (
     DASH,
@@ -23,6 +24,7 @@ from scissorhands_jax.report.rows import (
     rounded,
     seeds,
     smallest_gap,
+    task_row,
     units_note,
 )
 from scissorhands_jax.terminal import Console, Table, literal, printable, say
@@ -114,7 +116,7 @@ def _is_gap(column: Column) -> bool:
 
 
 def comparison(methods: Methods, published: Iterable[Mapping[str, Any]]) -> Grid:
-    """Makes a table of measured numbers above published ones for each method: the four percentages and Avg. Gap.
+    """Makes a table of measured numbers above published ones for each method: the four numbers and Avg. Gap.
 
     Args:
       methods: Rows by method, as in the result of `grouped`.
@@ -124,7 +126,8 @@ def comparison(methods: Methods, published: Iterable[Mapping[str, Any]]) -> Grid
     Raises:
       InputError: A published value is not a number.
     """
-    shown = [column for column in columns(methods) if column.kind == "mean" and column.unit.startswith("%")]
+    fields = distances.gap_fields(task_row(methods))
+    shown = [column for column in columns(methods) if column.field in fields or _is_gap(column)]
     found = {entry["method"]: entry for entry in published}
     lines = []
     for method in dict.fromkeys((*methods, *found)):

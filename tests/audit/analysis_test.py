@@ -153,6 +153,15 @@ def test_a_gate_that_was_not_run_says_what_is_missing(changes, metric, why):
     assert {gate.passed for gate in run} == {None}
 
 
+def test_of_whole_classes_a_probe_says_nothing_also_where_it_was_measured():
+    watched, measurements = made_up({"nothing": 1.0})
+    (own,) = watched.forget_sets
+    for whole in (False, True):
+        of = dataclasses.replace(watched, forget_sets=(dataclasses.replace(own, of_classes=whole),))
+        found = {one.metric for one in Analysis(of, measurements).estimates()}
+        assert ("probe_gap" in found, "recovered" in found) == (not whole, True)
+
+
 def test_distances_of_other_examples_are_no_evidence_either_where_their_gate_was_not_run():
     """Of 20 forget examples there is no KLoM, and so no gate; of held-out examples there is."""
     watched, measurements = made_up({"nothing": 1.0})
@@ -225,7 +234,7 @@ def test_what_is_no_evidence_is_called_so():
     ]
     intervals = [[cell.deviation for cell in table.lines[0][1:]] for table in tables]
     assert intervals == [["[0.400, 0.600]"] * 2, ["[0.400, 0.600]"] * 2, [""]]
-    same = [{**one, "low": 0.5, "high": 0.5} for one in evidence]
+    same = [{**one, "value": 0.3, "low": 0.3, "high": 0.1 + 0.2} for one in evidence]
     equal = [table for _, table in report.evidence_grids(document | {"evidence": same})]
     assert {cell.deviation for table in equal for cell in table.lines[0]} == {""}
     rows = [{"task": {"metrics": [{"name": "mae", "title": "MAE", "better": "lower", "unit": "km"}]}}]
@@ -258,7 +267,8 @@ def test_means_that_are_not_over_all_forget_sets_name_theirs():
         means = [one | {"scenario": None} for one in entries]
         return report.means_note({"evidence": entries + means})
 
-    assert note(["a class"]) == "Means over forget sets."
+    assert note(["a class"]) == "Of the one forget set."
+    assert note(["a class", "more"]) == "Means over forget sets. Over more alone: U-LiRA AUC."
     assert note(list(places)) == (
         "Means over forget sets. Over random alone: scrub; LiRA AUC of original, salun. "
         "Over random, more alone: U-LiRA AUC of original. Over more alone: U-LiRA AUC of salun."

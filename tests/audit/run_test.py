@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -136,6 +137,16 @@ class TestStandard:
         assert page.index("<h2>Gates</h2>") < page.index("U-LiRA AUC, held out") < page.index("<h2>set 1</h2>")
         assert report.audit_verdict(document["gates"]).split(":")[0] in page
         assert str(out) not in page
+
+    def test_wherever_means_are_shown_those_over_fewer_forget_sets_are_named(self, done, capsys):
+        out, document = done
+        page, note = (out / "report.html").read_text(), report.means_note(document)
+        assert note.startswith("Means over forget sets. Over set 1 alone: from scratch")
+        assert page.count(note) == len(report.evidence_grids(document)) + 2, "both figures and every table"
+        assert report.audit_answer(document).endswith(". Over set 1 alone: from scratch.")
+        console = Console(width=1000, file=io.StringIO())
+        report.print_audit(document, console)
+        assert note in console.file.getvalue()
 
     def test_a_second_call_makes_what_is_missing_and_says_what_it_costs(self, done, experiment):
         out, document = done
@@ -305,16 +316,66 @@ def test_the_experiment_computes_the_numbers_again_and_trains_nothing(done, tmp_
     assert all(again[part] == report.read_results(out / "results.json")[part] for part in same)
     assert "code" in again["analysed_by"]
     assert {path.name for path in (tmp_path / "again").iterdir()} == {
-        *("results.json", "report.html", "tables.md", "attacks.svg")
+        *("results.json", "scores.json", "report.html", "tables.md", "attacks.svg")
     }
+    assert (tmp_path / "again" / "scores.json").read_bytes() == (out / "scores.json").read_bytes()
+    assert "analysed by" in (tmp_path / "again" / "report.html").read_text()
     assert experiments_audit.main(["--again", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
     assert "holds no scores" in capsys.readouterr().err
     before = (out / "results.json").read_bytes()
     assert experiments_audit.main(["--again", str(out), "--out", str(out)]) == 2
     assert "where the result goes" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        experiments_audit.main(["--again", str(out), "--out", str(tmp_path / "third"), "train_limit=5"])
     assert (out / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--tier", "standard"], ["--networks", "4"], ["--seed", "0"], ["--data-dir", "x"], ["--store", "x"]),
+        *(["--overwrite"], ["--quiet"], ["--log", "x"], ["train_limit=5"]),
+    ],
+)
+def test_what_is_computed_again_takes_no_options_that_nothing_reads(tmp_path, words, capsys):
+    with pytest.raises(SystemExit):
+        experiments_audit.main(["--again", str(tmp_path), "--out", str(tmp_path / "out"), *words])
+    assert f"{words[0]} has no effect with --again; leave it out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_are_computed_again_into_no_folder_that_holds_something_else(done, tmp_path, capsys):
+    out, _ = done
+    again, other = tmp_path / "again", tmp_path / "other"
+    for _ in range(2):  # The second call replaces what the first one has written.
+        assert experiments_audit.main(["--again", str(out), "--out", str(again)]) == 0
+    other.mkdir()
+    for name in ("results.json", "scores.json", "report.html"):
+        shutil.copy(out / name, other)
+    (again / "signed.json").write_text("{}")
+    for folder, named in ((other, "report.html, results.json, scores.json"), (again, "signed.json")):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert experiments_audit.main(["--again", str(out), "--out", str(folder)]) == 2
+        assert f"holds {named}, which no --again has written; name another" in " ".join(capsys.readouterr().err.split())
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(evidence=[], gates=[]), "is not finished; repeat the command that began it"),
+        (lambda document: document["ensemble"].update(networks=24), "another number of networks than its settings"),
+        (lambda document: document["config"]["scenarios"].pop(), "other forget sets or methods than its settings"),
+    ],
+)
+def test_scores_of_another_audit_than_the_results_are_refused(done, tmp_path, change, message, capsys):
+    """An audit that was finished, made larger and stopped has results of more networks, and the old scores."""
+    out, _ = done
+    document = report.read_results(out / "results.json")
+    change(document)
+    report.write_results(tmp_path / "audit" / "results.json", document)
+    shutil.copy(out / "scores.json", tmp_path / "audit")
+    assert experiments_audit.main(["--again", str(tmp_path / "audit"), "--out", str(tmp_path / "again")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "again").exists()
 
 
 def test_every_metric_has_a_name_and_the_grid_shows_it(done):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.tofu import page
+from experiments.tofu.__main__ import main
 from experiments.tofu.cells import Cells
 from experiments.tofu.forgetting import HALF_SEEN, STRENGTHS, Maker, all_batches, candidates
 from experiments.tofu.scene import TofuSettings, make_subject
@@ -79,8 +80,23 @@ def test_cells_are_filled_once_and_results_are_written(tofu, tmp_path):
     cell = json.loads((tmp_path / "cells/seed0/finetune.json").read_text())
     assert cell["steps"] == 2
     assert len(cell["examples"]["forget"]["wrong_losses"]) == 3
-    assert "code" in json.loads((tmp_path / "written" / "results.json").read_text())
+    written = json.loads((tmp_path / "written" / "results.json").read_text())
+    assert "code" in written
+    check_gates_are_made_again(tmp_path / "written", written)
     check_other_cells_are_refused(tofu, tmp_path)
+
+
+def check_gates_are_made_again(folder, written):
+    """From the rows, by code that the page names beside what made the rows."""
+    (folder / "results.json").write_text(json.dumps(written | {"gates": ["old"], "made_by": {"code": "old"}}))
+    assert main(["--again", str(folder)]) == 0
+    again = json.loads((folder / "results.json").read_text())
+    assert again == written | {"made_by": {"code": "old"}, "analysed_by": again["analysed_by"]}
+    assert again["analysed_by"]["code"]
+    assert "analysed by" in (folder / "report.html").read_text()
+    with pytest.raises(SystemExit):
+        main(["--again", str(folder), "--overwrite"])
+    assert main(["--again", str(folder / "nowhere")]) == 2
 
 
 def check_other_cells_are_refused(tofu, out):

@@ -97,7 +97,7 @@ def _audits(folder: Path) -> Next:
 
 def _signed_audits(folder: Path) -> Next:
     private = bytes(range(32))
-    document = {"format": 1, "subject": {}, "results": {}, "numbers": {}, "scores": made_up(networks=4).as_document()}
+    document = {"format": 2, "subject": {}, "results": {}, "numbers": {}, "scores": made_up(networks=4).as_document()}
     digest = hashing.sha256(hashing.canonical(document))
     signature, key = signing.sign_digest(private, "audit", digest), signing.public_of(private)
     envelope = {"audit": document, "hash": digest, "key": key, "signature": signature}

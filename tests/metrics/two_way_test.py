@@ -88,6 +88,7 @@ class TestClosedForms:
             kinds=np.zeros(200, int),
             freedom_of_examples=np.full(200, 199 / 200),
             networks=1,
+            attacked=1,
             counted=200,
         )
         expected = stats.binomtest(12, 200).proportion_ci(method="wilson")
@@ -120,6 +121,32 @@ class TestClosedForms:
         columns = np.arange(20), 20 + np.arange(30)
         found = two_way.attack_influences(attack, *columns, rows=np.array([1, 4, 6]), pairs=np.arange(8))["auc"]
         assert (found.freedom, len(found.pairs)) == (2, 8)
+
+    @pytest.mark.parametrize(("rows", "pairs"), [((1, 4, 6), 8), ((2, 5), 8), ((0, 1, 2, 3), 4)])
+    def test_a_share_is_of_no_more_independent_examples_than_there_are_scores_of_attacked_networks(self, rows, pairs):
+        """Pairs may be only references, and two networks are too few to see how networks differ."""
+        count = len(rows)
+        parts = [np.zeros((count, pairs, size)) + normal(count, 1, size, seed=size) for size in (40, 50)]
+        attack = Attack(normal(count, 40), normal(count, 50, seed=1), *parts)
+        found = two_way.attack_influences(
+            attack,
+            np.arange(40),
+            40 + np.arange(50),
+            rows=np.array(rows),
+            pairs=np.arange(pairs),
+            over_networks=count > 2,
+            rates=(0.01,),
+        )["tpr_at_1"]
+        # Next to no variance was found, so that nothing but the number of scores says how sure the share is.
+        sure = found._replace(
+            value=0.5,
+            of_pairs=1e-9 * np.ones(len(found.pairs)),
+            of_examples=1e-9 * np.ones(90),
+            of_both=np.zeros((len(found.pairs), 90)),
+        )
+        expected = sure._replace(counted=40 * count, attacked=1).share_estimate()
+        assert sure.share_estimate()[:3] == pytest.approx(expected[:3])
+        assert two_way.average([found, found._replace(attacked=2)]).attacked == 2
 
 
 class TestSeveral:

@@ -56,5 +56,9 @@ def test_an_audit_leads_with_what_its_strongest_attack_found():
     document = {"evidence": [*evidence, entry("rmia_auc", "salun", 0.7)], "gates": [gate("a", True)]}
     said = report.audit_answer(document)
     assert said == "LiRA AUC, which is 0.5 if nothing is left to find: original 0.90, salun 0.60."
+    parts = [entry("lira_auc", method, 0.5) | {"scenario": "a"} for method in ("original", "retrain", "salun")]
+    more = [entry("rmia_auc", "salun", 0.5), entry("lira_auc", "original", 0.9), entry("lira_auc", "retrain", 0.9)]
+    document["evidence"] += [*parts, *(one | {"scenario": "b"} for one in more)]
+    assert report.audit_answer(document) == f"{said} Over a alone: LiRA AUC of salun."
     document["gates"] = [gate("a", False)]
     assert report.audit_answer(document).startswith("These numbers cannot be trusted")
