@@ -1,5 +1,6 @@
 """The limits themselves: what measures nothing would bound nothing."""
 
+import gc
 import time
 
 import pytest
@@ -29,6 +30,17 @@ def test_work_is_told_in_measures_whatever_the_speed():
                 limits.measure()
         assert 5 < work.measures < 40
         assert work.peak < 10_000_000
+
+
+def test_what_other_tests_left_to_the_collector_is_not_measured():
+    with limits.spent():
+        with limits.spent():
+            pass
+        before = [generation["collections"] for generation in gc.get_stats()]
+        held = [[] for _ in range(10 * gc.get_threshold()[0])]
+        assert [generation["collections"] for generation in gc.get_stats()] == before
+        del held
+    assert gc.isenabled()
 
 
 def fail():

@@ -340,7 +340,7 @@ class TestRefusals:
             ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
             ({"forget_batch_size": 0}, "batch_size must be at least 1, got 0"),
             ({"saliency": True}, "no setting 'saliency'; near matches: saliency_train, saliency_batches"),
-            ({"margin": -1.0}, "margin and eps must not be negative"),
+            ({"margin": -1.0}, "margin must not be negative, got -1.0"),
             ({"margin": "half"}, "the departure margin must be float, got 'half'"),
             ({"saliency_train": "yes"}, "the departure saliency_train must be bool, got 'yes'"),
             ({"saliency_batches": 2.5}, r"the departure saliency_batches must be int \| None, got 2.5"),

@@ -333,10 +333,16 @@ def test_batches_of_examples_that_are_not_there_are_refused(positions, message, 
     assert not begun
 
 
-@pytest.mark.parametrize("options", [{"steps_per_call": 0}, {"feed_from": "gpu"}])
-def test_what_is_seen_at_once_is_refused_before_the_data_are_read(options, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps_per_call": 0}, "steps_per_call must be at least 1, got 0"),
+        ({"feed_from": "gpu"}, "feed_from is 'gpu'; choose one of auto, device, host"),
+    ],
+)
+def test_what_is_seen_at_once_is_refused_before_the_data_are_read(options, message, monkeypatch):
     monkeypatch.setattr(data_lib, "check_values", None)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=message):
         count(counter(), **options)
 
 
