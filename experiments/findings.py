@@ -137,7 +137,8 @@ def sentences() -> Iterator[tuple[str, str]]:
     yield findings, f"DELETE is {minus['delete']} points farther and Bad Teacher {minus['bad_teacher']}"
     yield (
         findings,
-        f"CT is, with 1.6 ({minus['ct']}), and so are boundary shrinking with 3.6 ({minus['boundary_shrink']})",
+        f"CT is, with {_mean(faces['ct'])} ({minus['ct']}), and so are boundary shrinking with "
+        f"{_mean(faces['boundary_shrink'])} ({minus['boundary_shrink']})",
     )
     yield from ((findings, words) for words in _own_tasks_sentences())
     yield from ((findings, words) for words in _variants_sentences())

@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder of TOFU")
     source.add_argument("--again", type=Path, metavar="DIR", help="make gates and page in DIR again from its rows")
+    source.add_argument("--write", type=Path, metavar="DIR", help="write results of the cells that --out has, and stop")
     parser.add_argument("--out", type=Path, default=Path("runs/tofu"), metavar="DIR", help="default runs/tofu")
-    parser.add_argument("--write", type=Path, metavar="DIR", help="write results of the cells that there are, and stop")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal, whose numbers mean nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     options = parser.parse_args(arguments)
@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         programs.refuse_others(parser, arguments, "--again")
         write_again(options.again)
         return 0
+    if options.write:
+        programs.refuse_others(parser, arguments, "--write", ["--out"])
     console = LoggedConsole()
     if options.write is None:
         settings = TINY if options.tiny else TofuSettings()

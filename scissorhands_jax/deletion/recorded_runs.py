@@ -212,10 +212,10 @@ def expected_files(book: Ledger, record: Record) -> records.RunFiles:
 
 
 def missing_in_use(path: Path) -> str:
-    """Says that the network in use, or the folder of its run, is missing, which nothing can be done without."""
+    """Says that the network in use with its description, or the folder of its run, is missing."""
     return (
-        f"the folder {path} is missing, and the network in it is in use, so no later one can be made without it; put "
-        "it back from your backup"
+        f"the folder {path} is missing, with the network in use and its description, which every request needs; put it "
+        "back from your backup"
     )
 
 

@@ -142,9 +142,10 @@ def import_weights(
     """
     files.check_name(out)
     plan = plan_import(sources, config, tokenizer=tokenizer, ema=ema)
-    if overwrite or not resume:
-        read = [file for source in plan.sources.values() for file in (*source.files, source.config)]
-        _check_inputs(out, plan.sources, [*read, plan.scheduler], plan.tokenizer)
+    read = [file for source in plan.sources.values() for file in (*source.files, source.config)]
+    # With `resume` a network that exists is kept; the others, and the tokenizer, are written all the same.
+    written = [part for part in plan.sources if overwrite or not (resume and (out / part).exists())]
+    _check_inputs(out, written, [*read, plan.scheduler], plan.tokenizer)
     model_folder.remove_unfinished(out)
     for part in plan.sources:
         if (out / part).exists() and not (overwrite or resume):

@@ -175,8 +175,10 @@ def saved_config(checkpoint: str | Path) -> dict[str, Any]:
 def network_folder(checkpoint: str | Path) -> Path:
     """The folder of the network of a run; `checkpoint` is the folder of the run or of the network itself."""
     folder = Path(checkpoint)
-    # The folder of a network contains a folder of the same name, too.
-    return folder / NETWORK_FOLDER if (folder / NETWORK_FOLDER / NETWORK_FOLDER).is_dir() else folder
+    network = folder / NETWORK_FOLDER
+    # The folder of a network contains a folder of the same name, too. Where that is lost, its description may be there.
+    is_run = (network / NETWORK_FOLDER).is_dir() or checkpoints.is_described(network)
+    return network if is_run else folder
 
 
 def origin_folder(checkpoint: str | Path) -> Path:
@@ -186,7 +188,7 @@ def origin_folder(checkpoint: str | Path) -> Path:
       InputError: There is no network.
     """
     folder = network_folder(checkpoint)
-    if not (folder / NETWORK_FOLDER).is_dir():
+    if not ((folder / NETWORK_FOLDER).is_dir() or checkpoints.is_described(folder)):
         raise InputError(f"{checkpoint} holds no network; name the folder of a run that has ended")
     return folder.parent
 

@@ -34,7 +34,7 @@ def nothing_resembles(spec: str, what: str) -> InputError:
     """
     return InputError(
         f"the ceiling 'held-out' is the loss on held-out examples, and none of these resembles what {spec} "
-        f"forgets, {what}; give ceiling=uniform or ceiling=NUMBER"
+        f"forgets, {what}; give 'uniform' or a number as the ceiling"
     )
 
 
@@ -55,5 +55,5 @@ def check_scenario(scenario: Scenario, num_held_out: int) -> None:
     if not num_held_out:
         raise InputError(
             f"the ceiling 'held-out' of {asking[0]!r} is measured on examples that no network is trained on, and there "
-            "are none; hold some out with validation_share=0.1, or give ceiling=uniform or ceiling=NUMBER"
+            "are none; hold some out with validation_share=0.1, or give 'uniform' or a number as the ceiling"
         )

@@ -313,7 +313,7 @@ def of_network(settings: MethodSettings, held_out_loss: Callable[[], float]) -> 
     if not (math.isfinite(ceiling) and ceiling > 0):
         raise InputError(
             f"the network's loss on held-out examples is {ceiling:g}, and a ceiling is a number above 0; give "
-            "ceiling=NUMBER or ceiling=uniform"
+            "'uniform' or a number as the ceiling"
         )
     changes: dict[str, Any] = {"ceiling": MeasuredNumber(ceiling)}
     return dataclasses.replace(settings, **changes)

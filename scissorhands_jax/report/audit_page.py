@@ -13,9 +13,9 @@ from scissorhands_jax.report.audits import (
     METRICS,
     NULL,
     evidence_grids,
-    means_exceptions,
     means_note,
     metric_titles,
+    shorter_means,
 )
 from scissorhands_jax.report.drawing import (
     BLUE,
@@ -134,14 +134,14 @@ def audit_answer(document: Mapping[str, Any]) -> str:
     metric, verdict = _leading_metric(document), audit_verdict(document["gates"])
     if metric is None or not verdict.startswith("All "):
         return verdict
-    values = [
-        f"{entry['method']} {entry['value']:.2f}"
+    values = {
+        entry["method"]: f"{entry['method']} {entry['value']:.2f}"
         for entry in document["evidence"]
         if entry["metric"] == metric and entry["scenario"] is None and entry["method"] not in (REFERENCE, NULL)
-    ]
+    }
     title, perfect = METRICS[metric]
-    found = f"{title}, which is {perfect:g} if nothing is left to find: {', '.join(values)}."
-    return found + means_exceptions(document, metric)
+    found = f"{title}, which is {perfect:g} if nothing is left to find: {', '.join(values.values())}."
+    return found + shorter_means(document, metric, values)
 
 
 def write_audit(path: str | os.PathLike, document: Mapping[str, Any]) -> None:

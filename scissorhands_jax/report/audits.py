@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from scissorhands_jax.metrics import intervals
@@ -106,12 +106,11 @@ def means_note(document: Mapping[str, Any]) -> str:
     return what + means_exceptions(document)
 
 
-def means_exceptions(document: Mapping[str, Any], metric: str | None = None) -> str:
+def means_exceptions(document: Mapping[str, Any]) -> str:
     """Says which means are not over all forget sets, in sentences that each follow a space; "" if all are.
 
     Args:
       document: The document that `audit.run_audit` returned.
-      metric: The only metric that is asked about. None asks about all.
     """
     behind: dict[str, dict[str, list[str]]] = {}
     of_method: dict[str, dict[str, None]] = {}
@@ -122,11 +121,9 @@ def means_exceptions(document: Mapping[str, Any], metric: str | None = None) -> 
     total = len({scenario for scenarios in of_method.values() for scenario in scenarios})
     exceptions: dict[tuple[str, ...], list[str]] = {}
     for method, known in of_method.items():
-        if len(known) < total and (metric is None or method in behind.get(metric, ())):
+        if len(known) < total:
             exceptions.setdefault(tuple(known), []).append(method)
     for name, held in behind.items():
-        if metric not in (None, name):
-            continue
         fewer: dict[tuple[str, ...], list[str]] = {}
         for method, found in held.items():
             if len(found) < len(of_method[method]):
@@ -134,9 +131,29 @@ def means_exceptions(document: Mapping[str, Any], metric: str | None = None) -> 
         for scenarios, methods in fewer.items():
             whose = "" if len(methods) == len(held) else f" of {', '.join(methods)}"
             exceptions.setdefault(scenarios, []).append(f"{METRICS[name][0]}{whose}")
-    return "".join(
-        f" Over {', '.join(scenarios)} alone: {'; '.join(names)}." for scenarios, names in exceptions.items()
-    )
+    return _said_alone(exceptions)
+
+
+def shorter_means(document: Mapping[str, Any], metric: str, methods: Collection[str]) -> str:
+    """Says of one metric which of these methods' means are not over all forget sets, as `means_exceptions` does.
+
+    Args:
+      document: The document that `audit.run_audit` returned.
+      metric: The metric.
+      methods: The methods that are asked about.
+    """
+    entries = [entry for entry in document["evidence"] if entry["scenario"] is not None]
+    total = len({entry["scenario"] for entry in entries})
+    exceptions: dict[tuple[str, ...], list[str]] = {}
+    for method in methods:
+        found = [entry["scenario"] for entry in entries if (entry["metric"], entry["method"]) == (metric, method)]
+        if len(found) < total:
+            exceptions.setdefault(tuple(found), []).append(method)
+    return _said_alone(exceptions)
+
+
+def _said_alone(exceptions: Mapping[tuple[str, ...], Sequence[str]]) -> str:
+    return "".join(f" Over {', '.join(sets)} alone: {'; '.join(names)}." for sets, names in exceptions.items())
 
 
 def _header(metric: str, title: str, entries: Sequence[Mapping[str, Any]], silent: tuple[str, ...]) -> str:

@@ -280,6 +280,11 @@ def _handler(tree: PyTree) -> ocp.CompositeCheckpointHandler:
     )
 
 
+def is_described(path: str | Path) -> bool:
+    """Whether a folder has the description of a network, which may be there while its arrays are lost."""
+    return _meta_file(Path(path)).is_file()
+
+
 def read_description(path: str | Path) -> dict[str, Any]:
     """The description that `save_network` was given.
 
@@ -354,10 +359,13 @@ def _as_free_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
     return jnp.array(_raw(leaf))
 
 
+def _meta_file(path: Path) -> Path:
+    return path / "meta" / "metadata"
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
-    file = path / "meta" / "metadata"
     try:
-        meta = reading.read_json(file, nan=True)
+        meta = reading.read_json(_meta_file(path), nan=True)
         dicts = isinstance(meta["description"], dict) and isinstance(meta["fingerprint"], dict)
         if not dicts or not isinstance(meta.get("sha256", meta.get("checksum")), str):
             raise TypeError("its metadata has the wrong form")

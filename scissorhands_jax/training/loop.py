@@ -127,7 +127,7 @@ def run(
     """
     num_epochs = check_arguments([(key, params, model_state)], data, num_epochs)
     feeding.check_feed(feed_from, layout, steps_per_call)
-    data_lib.check_values(data)  # the last, because it reads all of them
+    data_lib.check_values(data)  # reads all of them, so arguments that are wrong are refused before
     params, model_state = trees.as_arrays((params, model_state))
     identity = None
     if checkpoint is not None or jax.process_count() > 1:

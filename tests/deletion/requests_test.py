@@ -28,6 +28,8 @@ DAMAGES = {
     "the arrays": lambda run: [
         path.write_bytes(b"") for path in (run / "network/network").rglob("*") if path.is_file()
     ],
+    "the arrays, lost": lambda run: shutil.rmtree(run / "network/network"),
+    "everything of the network": lambda run: shutil.rmtree(run / "network"),
     "a list": lambda run: (run / "trained_on.txt").write_text("1\n2\n"),
     "the description": lambda run: (run / "network/meta/metadata").write_text("{}"),
 }
@@ -39,14 +41,14 @@ def test_a_request_can_be_entered_while_the_network_in_use_is_damaged(book_folde
     DAMAGES[what](records.run_folder(book_folder, 1))
     (tmp_path / "nine").write_text("9\n")
     asked = ["--ledger", book_folder, "--forget", f"indices:{tmp_path / 'nine'}", "--requester", "D"]
-    needed = what in ("a list", "the description")
+    needed = what in ("everything of the network", "a list", "the description")
     assert command("add", *asked) == (2 if needed else 0)
     assert len(states(book_folder)) == (3 if needed else 4)
     before = states(book_folder)
     capsys.readouterr()
     assert command("run", "--ledger", book_folder, *QUICK) == 2
     message = error_of(capsys)
-    assert what == "the description" or "put the file back from your backup" in message
+    assert what == "the description" or "back from your backup" in message
     assert states(book_folder) == before
 
 

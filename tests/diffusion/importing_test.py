@@ -261,6 +261,8 @@ def test_what_a_model_is_made_of_is_not_replaced_by_it(folder, random_model, tmp
         ):
             with pytest.raises(InputError, match=r"is read and lies in .*, where the result goes"):
                 refused(overwrite)
+    with pytest.raises(InputError, match=r"is read and lies in .*tokenizer, where the result goes"):
+        importing.import_weights({"text": whole / "text_encoder"}, whole, TINY, resume=True)  # keeps networks alone
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 

@@ -74,7 +74,10 @@ def test_cells_are_filled_once_and_results_are_written(tofu, tmp_path):
     Cells(subject, tofu, tmp_path, QUIET).fill()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     document = page.summarized(page.read_cells(tmp_path))
-    page.write_results(document, tmp_path / "written")
+    assert main(["--out", str(tmp_path), "--write", str(tmp_path / "written")]) == 0
+    for other in (["--tiny"], ["--overwrite"], ["--data-dir", str(tofu)]):
+        with pytest.raises(SystemExit):
+            main(["--out", str(tmp_path), "--write", str(tmp_path / "written"), *other])
     table = (tmp_path / "written" / "table.md").read_text()
     assert [name in table for name in ("original", "retrained", "finetune", "scrub")] == [True, True, True, False]
     cell = json.loads((tmp_path / "cells/seed0/finetune.json").read_text())
@@ -82,6 +85,7 @@ def test_cells_are_filled_once_and_results_are_written(tofu, tmp_path):
     assert len(cell["examples"]["forget"]["wrong_losses"]) == 3
     written = json.loads((tmp_path / "written" / "results.json").read_text())
     assert "code" in written
+    assert written["rows"] == json.loads(json.dumps(document["rows"]))
     check_gates_are_made_again(tmp_path / "written", written)
     check_other_cells_are_refused(tofu, tmp_path)
 

@@ -77,7 +77,7 @@ class TestSettings:
     @pytest.mark.parametrize("loss", [0.0, -1.0, math.inf, math.nan])
     def test_a_loss_that_is_no_ceiling_is_refused(self, loss):
         with pytest.raises(
-            InputError, match=r"loss on held-out examples is .*; give ceiling=NUMBER or ceiling=uniform"
+            InputError, match=r"loss on held-out examples is .*; give 'uniform' or a number as the ceiling"
         ):
             of_network(ScissorhandsSettings(ceiling="held-out"), lambda: loss)
 
@@ -104,7 +104,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("spec", ["class:3", "identity:ann", "mislabelled:file.txt", "flipped"])
     def test_forget_sets_that_no_held_out_example_resembles_are_refused(self, spec):
-        with pytest.raises(InputError, match=rf"what {spec} forgets, .*; give ceiling=uniform or ceiling=NUMBER"):
+        with pytest.raises(InputError, match=rf"what {spec} forgets, .*; give 'uniform' or a number as the ceiling"):
             held_out.check_forget_sets(["random:0.1", spec])
         held_out.check_forget_sets(["random:0.1", "indices:file.txt"])
 
@@ -153,7 +153,7 @@ class TestJob:
         np.save(file, np.flatnonzero(labels == 3))
         more = [*QUICK, "--validation", "test:0.5", HELD_OUT]
         assert unlearn(weights, tmp_path / "run", *more, forget=f"indices:{file}") == 2
-        assert "whole classes; give ceiling=uniform" in error_of(capsys)
+        assert "whole classes; give 'uniform' or a number as the ceiling" in error_of(capsys)
 
     def test_a_validation_set_is_read_where_the_run_does_not_look_at_it_too(self, weights, tmp_path, capsys):
         positions = tmp_path / "positions.txt"

@@ -59,6 +59,8 @@ def test_an_audit_leads_with_what_its_strongest_attack_found():
     parts = [entry("lira_auc", method, 0.5) | {"scenario": "a"} for method in ("original", "retrain", "salun")]
     more = [entry("rmia_auc", "salun", 0.5), entry("lira_auc", "original", 0.9), entry("lira_auc", "retrain", 0.9)]
     document["evidence"] += [*parts, *(one | {"scenario": "b"} for one in more)]
-    assert report.audit_answer(document) == f"{said} Over a alone: LiRA AUC of salun."
+    assert report.audit_answer(document) == f"{said} Over a alone: salun."
+    document["evidence"].append(parts[0] | {"scenario": "c"})  # A method that lacks c altogether is named once.
+    assert report.audit_answer(document) == f"{said} Over a alone: salun."
     document["gates"] = [gate("a", False)]
     assert report.audit_answer(document).startswith("These numbers cannot be trusted")
