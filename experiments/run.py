@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/NAME")
     parser.add_argument("--networks", type=Path, metavar="DIR", help="trained networks to share; default OUT/networks")
     parser.add_argument("--only", metavar="REGEX", help="methods whose name matches; '^$' matches none")
+    parser.add_argument(
+        "--no-redrawn", action="store_true", help="train no second retrained network, the table's floor"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the table in OUT")
     parser.add_argument(
         "--from",
@@ -65,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
                 data_dir=options.data_dir,
                 networks=options.networks,
                 only=options.only,
+                redrawn=not options.no_redrawn,
                 overwrite=options.overwrite,
                 go_on_from=options.go_on_from,
                 present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),

@@ -224,11 +224,14 @@ def test_an_empty_folder_fails(tmp_path, capsys):
 
 
 def test_command_line(tmp_path):
-    small_folder(tmp_path)
-    command = [sys.executable, "-m", "tests.parity", str(tmp_path)]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "whole").mkdir()
+    small_folder(tmp_path / "whole")
+    command = [sys.executable, "-m", "tests.parity", str(tmp_path / "empty"), str(tmp_path / "whole")]
     root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "1 passed, 0 failed"
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    lines = [line for line in result.stdout.splitlines() if " passed, " in line]
+    assert (result.returncode, lines) == (1, ["0 passed, 0 failed", "1 passed, 0 failed"])
 
 
 def small_folder(path):

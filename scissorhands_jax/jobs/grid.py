@@ -25,6 +25,7 @@ from scissorhands_jax.jobs.cells import CellFolder, Diverged, ResultCell
 from scissorhands_jax.jobs.experiment import Experiment, OwnNetwork, Scenario
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.jobs.scenarios import (
+    REDRAWN,
     REFERENCES,
     DrawnScenario,
     SeededScenario,
@@ -48,6 +49,7 @@ def run_grid(
     data_dir: str | None = None,
     networks: Path | None = None,
     only: str | None = None,
+    redrawn: bool = True,
     overwrite: bool = False,
     go_on_from: Path | None = None,
     present: Callable[[dict[str, Any]], object] | None = None,
@@ -71,6 +73,8 @@ def run_grid(
         default is `out/networks`, where unlearned networks always are.
       only: A regular expression. Only methods whose label it matches are run, and the references. None runs all, and
         `^$` the references alone.
+      redrawn: Whether a second retrained network is trained for every seed, which shows by how much two of them differ.
+        Without it a seed trains two networks in place of three, and the table has no floor.
       overwrite: Whether to replace a table that is there.
       go_on_from: The `results.json` of a table of the same experiment, whose cells are put into the folder first, so
         that a table can be continued of which only the results were kept. Of a cell that both have the folder's is
@@ -107,7 +111,7 @@ def run_grid(
         if taken:
             others = "; it had the others" if added < len(taken) else ""
             say(console, f"{added} of the {len(taken)} cells of {go_on_from} were put into {out}{others}")
-        document = _filled(table, folder, out, table.cells(seeds, chosen), console)
+        document = _filled(table, folder, out, table.cells(seeds, chosen, redrawn=redrawn), console)
         if present is not None:
             present(document)
     return document
@@ -168,12 +172,13 @@ class Table:
         self._of_seeds: dict[tuple[str, int], dict[str, Any]] = {}
         self._spent: list[str] = []  # runs whose checkpoints are not needed once their cell is written
 
-    def cells(self, seeds: Sequence[int], only: re.Pattern[str]) -> list[ResultCell[TableCell]]:
-        """All cells, each after those whose networks it needs.
+    def cells(self, seeds: Sequence[int], only: re.Pattern[str], *, redrawn: bool) -> list[ResultCell[TableCell]]:
+        """All cells, each after those whose networks it needs; see `run_grid` for the arguments.
 
         Raises:
           InputError: A scenario does not fit the data, or a file that it names cannot be read.
         """
+        references = [label for label in REFERENCES if redrawn or label != REDRAWN]
         return [
             ResultCell(
                 {"scenario": scenario.name, "seed": seed, "method": label},
@@ -183,7 +188,7 @@ class Table:
             )
             for seed in seeds
             for scenario in self.experiment.scenarios
-            for label in (*REFERENCES, *filter(only.search, scenario.methods))
+            for label in (*references, *filter(only.search, scenario.methods))
         ]
 
     def _measure(self, scenario: Scenario, seed: int, label: str, progress: Progress) -> TableCell:

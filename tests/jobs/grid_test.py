@@ -368,6 +368,10 @@ class TestTable:
             cells(shared)["random 10 %", "retrain"]["network"] == cells(document)["random 10 %", "retrain"]["network"]
         )
         assert shared["rows"][1]["seconds"] is None
+        two = grid.run_grid(
+            one, tmp_path / "two", seeds=[3], networks=networks, only="^finetune$", redrawn=False, console=QUIET
+        )
+        assert [row["method"] for row in two["rows"]] == ["original", "retrain", "finetune"]
 
     def test_another_table_does_not_replace_what_this_one_unlearned(self, table, tmp_path):
         out, document = table

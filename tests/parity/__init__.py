@@ -1,4 +1,4 @@
-"""Replays recorded traces of the authors' PyTorch code with this library: `python -m tests.parity FOLDER`."""
+"""Replays recorded traces of the authors' PyTorch code with this library: `python -m tests.parity FOLDER ...`."""
 
 from __future__ import annotations
 
