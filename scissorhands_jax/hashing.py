@@ -59,7 +59,9 @@ def without_floats(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_floats(entry) for entry in value]
     large = isinstance(value, int) and abs(value) > _MAX_WHOLE
-    return repr(value) if isinstance(value, float) or large else value
+    if isinstance(value, float):
+        return float.__repr__(value)  # NumPy's floats, which are floats too, would name their type
+    return repr(value) if large else value
 
 
 def read_canonical(path: Path) -> dict[str, Any]:

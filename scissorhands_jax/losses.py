@@ -31,7 +31,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
         0 and below 1.
 
     Raises:
-      InputError: `label_smoothing` is out of its range.
+      InputError: `label_smoothing` is out of its range, or the labels have another shape or are no integers.
     """
     return cross_entropies(logits, labels, label_smoothing=label_smoothing).mean()
 
@@ -40,6 +40,12 @@ def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: fl
     """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)"""
     check_label_smoothing(label_smoothing)
     count, logits = logits.shape[-1], in_full_precision(logits)
+    labels = jnp.asarray(labels)
+    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(
+            f"labels must be integers of shape {logits.shape[:-1]}, one for each row of logits, "
+            f"got {labels.dtype} of shape {labels.shape}"
+        )
     labels = class_numbers(labels)
     if label_smoothing == 0:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -84,7 +90,7 @@ def kl_divergence(teacher: jax.Array, student: jax.Array, *, temperature: float 
       temperature: T, above 0.
 
     Raises:
-      InputError: The temperature is not a finite number above 0.
+      InputError: The temperature is not a finite number above 0, or the shapes differ.
 
     >>> import jax.numpy as jnp
     >>> round(float(kl_divergence(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.2, 0.8]])))), 4)
@@ -99,6 +105,8 @@ def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float
     A class that the teacher's logits of -inf rule out adds nothing, whatever the student says.
     """
     check_temperature(temperature)
+    if jnp.shape(teacher) != jnp.shape(student):
+        raise InputError(f"teacher and student differ in shape: {jnp.shape(teacher)} and {jnp.shape(student)}")
     targets, predictions = (
         jax.nn.log_softmax(in_full_precision(logits) / temperature) for logits in (teacher, student)
     )

@@ -127,10 +127,11 @@ def read_rows(path: str | os.PathLike) -> CsvTable:
 
     Raises:
       OSError: The file is missing or cannot be read.
-      ValueError: The file is not CSV in UTF-8, has more than `MAX_TEXT` bytes, more than `MAX_LINES` lines, a
-        field of more than 131,072 characters, or a line with more values than the first line has columns.
+      ValueError: The file is not CSV in UTF-8, a quote in it does not end, or it has more than `MAX_TEXT` bytes, more
+        than `MAX_LINES` lines, a field of more than 131,072 characters, or a line with more values than the first line
+        has columns.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)  # else an open quote takes in all lines
     columns: list[str] = []
     rows: list[CsvRow] = []
     named = line = 1

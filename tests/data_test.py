@@ -267,6 +267,11 @@ class TestMislabelled:
         with pytest.raises(InputError, match=r"line 2 of .*wrong\.txt is .*; write a position, or a position and the"):
             forget_sets.read_mislabelled(tmp_path / "wrong.txt")
 
+    def test_labels_alone_are_no_positions(self, tmp_path):
+        (tmp_path / "wrong.csv").write_text("label\n3\n5\n")
+        with pytest.raises(InputError, match="has the columns label; name exactly one of them position or"):
+            forget_sets.read_mislabelled(tmp_path / "wrong.csv")
+
     def test_a_row_of_a_table_without_a_position_is_refused(self, tmp_path):
         (tmp_path / "wrong.csv").write_text("position,label\n4,1\n,7\n")
         with pytest.raises(InputError, match=r"line 3 of .*wrong\.csv has no position"):

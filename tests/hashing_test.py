@@ -107,6 +107,7 @@ class TestCanonical:
         seeds = hashing.without_floats([2**53, -(2**60), 2**53 - 1, True])
         assert seeds == [str(2**53), str(-(2**60)), 2**53 - 1, True]
         hashing.canonical(seeds)
+        assert hashing.without_floats([np.float64(0.1)]) == ["0.1"]
 
     @pytest.mark.parametrize(
         "text",

@@ -49,6 +49,21 @@ def test_smoothing_and_temperature_have_their_ranges():
             losses.kl_divergence(logits, logits, temperature=temperature)
 
 
+def test_shapes_that_would_broadcast_are_refused():
+    logits, labels = jnp.ones((3, 3)), jnp.array([0, 2, 1])
+    for smoothing in (0.0, 0.1):
+        for wrong in (labels[:, None], labels[:1], jax.nn.one_hot(labels, 3), labels.astype(jnp.float32)):
+            with pytest.raises(
+                InputError, match=r"labels must be integers of shape \(3,\), one for each row of logits"
+            ):
+                losses.cross_entropy(logits, wrong, label_smoothing=smoothing)
+        with pytest.raises(InputError, match=r"labels must be integers of shape \(1,\)"):
+            losses.cross_entropy(logits[:1], labels, label_smoothing=smoothing)
+    for teacher in (logits[0], logits[:1], logits[:, :1]):
+        with pytest.raises(InputError, match="teacher and student differ in shape"):
+            losses.kl_divergence(teacher, logits)
+
+
 @pytest.mark.parametrize(("dtype", "classes"), [("uint8", 256), ("int8", 128), ("uint8", 300), ("int16", 40_000)])
 def test_labels_of_few_bits_count_as_any_others(dtype, classes):
     labels = np.array([3, np.iinfo(dtype).max], dtype)

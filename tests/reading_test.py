@@ -126,6 +126,17 @@ class TestText:
         with pytest.raises(ValueError, match=r"line 4 has \d values, and the first line 2 columns"):
             reading.read_rows(tmp_path / "file")
 
+    @pytest.mark.parametrize("row", ['5,"b\n7,c\n9,d', '5,"b" c\n7,d'])
+    def test_a_quote_that_does_not_end_takes_no_lines_in(self, tmp_path, row):
+        (tmp_path / "file").write_text(f"position,note\n3,a\n{row}\n")
+        with pytest.raises(ValueError, match=r"unexpected end of data|expected after"):
+            reading.read_rows(tmp_path / "file")
+        (tmp_path / "file").write_text('position,note\n3,say "hi"\n5,"a ""b"", in\ntwo lines"\n')
+        assert [row.values["note"] for row in reading.read_rows(tmp_path / "file").rows] == [
+            'say "hi"',
+            'a "b", in\ntwo lines',
+        ]
+
     def test_a_huge_field_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("a\n" + "x" * 200_000)
         with pytest.raises(ValueError, match="field larger than field limit"):

@@ -166,7 +166,16 @@ def _checked(data_dir: Path) -> dict[str, str]:
 
 
 def _encoded(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """One compact file of images (N, H, W, 3), uint8; `_read` says what is in it."""
+    """One compact file of images (N, H, W, 3), uint8; `_read` says what is in it.
+
+    Raises:
+      InputError: The images are of another type, or a label is outside of 0 to 255.
+    """
+    if images.dtype != np.uint8 or (labels.size and not 0 <= labels.min() <= labels.max() <= 255):
+        raise InputError(
+            f"only images in uint8 with labels from 0 to 255 can be packed, got {images.dtype} and labels from "
+            f"{labels.min()} to {labels.max()}"
+        )
     residual = np.empty((3, *images.shape[:3]), np.uint8)
     for start in range(0, len(images), _ENCODED_AT_ONCE):
         part = slice(start, start + _ENCODED_AT_ONCE)

@@ -289,11 +289,12 @@ def _json_positions(path: Path) -> np.ndarray:
 
 
 def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Returns a column of a CSV file with numbers of lines, found by its name or because there is no other."""
+    """Returns a column of a CSV file with numbers of lines: the one of that name, or the only one if it means nothing else."""
     columns, line, rows = _table(path)
     if len(columns) == 1 and re.search(r"[;\t]", columns[0]):
         raise InputError(f"{path} has the one column {columns[0][:60]!r}; separate columns by commas")
-    if len(columns) == 1:
+    others = (*_POSITION_COLUMNS, *_LABEL_COLUMNS)
+    if len(columns) == 1 and (columns[0].strip().lower() in names or columns[0].strip().lower() not in others):
         (column,) = columns
         first = [(line, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
         if column.strip() == "0":

@@ -118,6 +118,12 @@ class TestPacking:
         augmented=True,
     )
 
+    def test_what_bytes_do_not_hold_is_refused(self, tmp_path):
+        for key, wrong in (("image", np.float32), ("label", np.int64)):
+            train = self.SPLITS.train | {key: self.SPLITS.train[key].astype(wrong) * (300 if key == "label" else 1)}
+            with pytest.raises(InputError, match="only images in uint8 with labels from 0 to 255 can be packed"):
+                compact.pack_cifar10(self.SPLITS._replace(train=train), tmp_path / "packed")
+
     @pytest.mark.parametrize("parts", [1, 2, 3])
     def test_parts_joined_are_the_images_without_loss(self, tmp_path, parts):
         packed, joined = tmp_path / "packed", tmp_path / "joined"
