@@ -186,7 +186,9 @@ class ImportCommand(ResumeOptions, TokenizerOptions):
     of --unet, --vae and --text takes a file or a folder. Everything is checked before anything is written.
     """
 
-    when_interrupted: ClassVar[str] = "the same command with --resume continues with the next network"
+    when_interrupted: ClassVar[str] = (
+        "the same command with --resume continues with the next network; with --random, --overwrite makes them again"
+    )
     example: ClassVar[str] = "sd import --from stable-diffusion-v1-4 --out sd"
     effects: ClassVar[tuple[Effect, ...]] = (
         Effect(options=("unet", "vae", "text", "ema", "resume"), unless=("random",)),

@@ -289,7 +289,7 @@ def _json_positions(path: Path) -> np.ndarray:
 
 
 def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Returns a column of a CSV file with numbers of lines: the one of that name, or the only one if it means nothing else."""
+    """Returns a column of a CSV file with numbers of lines: that of a name, or the only one if it is no other."""
     columns, line, rows = _table(path)
     if len(columns) == 1 and re.search(r"[;\t]", columns[0]):
         raise InputError(f"{path} has the one column {columns[0][:60]!r}; separate columns by commas")

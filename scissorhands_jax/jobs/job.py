@@ -20,7 +20,7 @@ from scissorhands_jax.jobs import held_out, runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig, check_finite_settings
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
 from scissorhands_jax.jobs.loading import ReadNetwork, build_model, read_network
-from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.methods import METHODS, MethodSettings
 from scissorhands_jax.methods.settings import asks_for_held_out, of_network, of_task, on_upper_layers
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import task_loss
@@ -283,6 +283,11 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     """
     check_seed(config.seed)
     check_finite_settings(config)
+    if type(config.method) is not METHODS.get(config.method_name):
+        raise InputError(
+            f"method_name is {config.method_name!r}, and the settings are {type(config.method).__name__}, those of "
+            "another method; choose the method with --method, which takes its settings along"
+        )
     if config.retain_limit is not None and config.retain_limit < 1:
         raise InputError(f"--retain-limit must be at least 1, got {config.retain_limit}")
     network = prepare_network(config, check, seed=config.seed)

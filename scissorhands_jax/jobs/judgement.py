@@ -108,10 +108,11 @@ def _next_step(
     config: RunConfig, after: Mapping[str, Any], gates: Sequence[Mapping[str, Any]], *, collapsed: bool
 ) -> str:
     if collapsed:
-        return (
-            "next: lower method.learning_rate or, where the method has it, method.forget_weight, or let `scissorhands "
-            "tune` choose; --max-loss POINTS allows the loss"
-        )
+        strong = [
+            f"method.{name}" for name in ("learning_rate", "forget_weight") if name in config.method.search_ranges
+        ]
+        lower = f"lower {' or '.join(strong)}, or " if strong else ""
+        return f"next: {lower}let `scissorhands tune` choose; --max-loss POINTS allows the loss"
     metric, whole = quality_of(after), forget_sets.forgets_classes(config.forget)
     if metric["name"] != "acc":
         return _next_step_of_task(config, after, gates, metric)
@@ -119,10 +120,13 @@ def _next_step(
     if config.method_name != "retrain" and (whole or ahead > _STILL_KNOWN) and after["acc_forget"] > _STILL_KNOWN:
         known = f"{after['acc_forget']:.1f} % of the forgotten " + ("classes" if whole else "examples")
         unseen = "" if whole else f", and {after['acc_test']:.1f} % of unseen ones"
-        return (
-            f"next: it still answers {known}{unseen}, so it has not forgotten all; add --epochs, or `scissorhands tune`"
-        )
+        return f"next: it still answers {known}{unseen}, so it has not forgotten all; {_to_forget_more(config)}"
     return _about_gates(gates)
+
+
+def _to_forget_more(config: RunConfig) -> str:
+    """What to type; a method without epochs takes no steps."""
+    return "add --epochs, or `scissorhands tune`" if config.method.epochs else "let `scissorhands tune` choose"
 
 
 def _next_step_of_task(
@@ -134,7 +138,7 @@ def _next_step_of_task(
     if config.method_name != "retrain" and ahead > _STILL_KNOWN:
         return (
             f"next: its {metric['title']} is {forget:.1f} % on the forgotten examples, and {test:.1f} % on unseen "
-            "ones, so it has not forgotten all; add --epochs, or `scissorhands tune`"
+            f"ones, so it has not forgotten all; {_to_forget_more(config)}"
         )
     return _about_gates(gates)
 

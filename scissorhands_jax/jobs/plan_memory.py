@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,10 +191,10 @@ def memory_limit(memory_gib: float | None) -> int:
     """Bytes that a device has: as given in GiB, or what this one has for None.
 
     Raises:
-      InputError: The given number is not positive.
+      InputError: The given number is not positive, or not finite.
     """
-    if memory_gib is not None and not memory_gib > 0:
-        raise InputError(f"--memory must be above 0 GiB, got {memory_gib:g}")
+    if memory_gib is not None and not 0 < memory_gib < math.inf:
+        raise InputError(f"--memory must be above 0 GiB and finite, got {memory_gib:g}")
     return feeding.device_memory() if memory_gib is None else int(memory_gib * 2**30)
 
 

@@ -161,8 +161,16 @@ def tune_settings(
 
 
 def searched_space(settings: MethodSettings, space: Mapping[str, Range | Choices]) -> dict[str, Range | Choices]:
-    """The part of a space that a search of these settings tunes: what is None stays None."""
-    return {name: searched for name, searched in space.items() if getattr(settings, name, 0) is not None}
+    """The part of a space that a search of these settings tunes.
+
+    What is None stays None, and the schedule stays what it is where the steps of one were given.
+    """
+    stays = {name for name in space if getattr(settings, name, 0) is None}
+    if isinstance(settings, TrainingSettings):
+        usual = type(settings)()
+        if settings.milestones not in ((), usual.milestones) or settings.gamma != usual.gamma:
+            stays.add("schedule")
+    return {name: searched for name, searched in space.items() if name not in stays}
 
 
 def _shown(changes: Mapping[str, Any]) -> str:

@@ -182,7 +182,7 @@ class TestPlan:
         ("change", "message"),
         [
             (["--config", "sdxl"], "--config is 'sdxl'; choose one of sd-v1, tiny"),
-            (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
+            (["--memory", "0"], "--memory must be above 0 GiB and finite, got 0"),
             (["fraction=0"], "fraction must lie strictly between 0 and 1"),
             (["--devices", "3"], "--devices must divide the batch size 16, got 3"),
             (["--mesh", "3"], "the data axis of --mesh must divide the batch size 16, got 3 devices"),

@@ -7,9 +7,10 @@ import pytest
 from scissorhands_jax.base import Data
 from scissorhands_jax.jobs import judgement
 from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.methods import METHODS
 from tests import tiny
 
-CONFIG = RunConfig(model="mlp", dataset="digits", forget="random:0.1")
+CONFIG = RunConfig(model="mlp", dataset="digits", forget="random:0.1", method=METHODS["scissorhands"]())
 BEFORE = {"acc_forget": 99.0, "acc_retain": 99.0, "acc_test": 90.0, "num_forget": 50}
 NO_GATES = [{"passed": None}]
 
@@ -32,7 +33,10 @@ def test_a_collapse_is_a_warning_unless_it_is_allowed():
     lines = told(acc_forget=10.0, acc_retain=40.0, acc_test=31.1)
     assert lines[0].startswith("warning: accuracy has collapsed (forget 99.0 to 10.0 %, ")
     assert "scissorhands cost 59.0 points, more than the 10 that --max-loss allows" in lines[0]
-    assert lines[2].startswith("next: lower method.learning_rate")
+    assert lines[2].startswith("next: lower method.learning_rate or method.forget_weight, or let `scissorhands tune`")
+    ssd = dataclasses.replace(CONFIG, method_name="ssd", method=METHODS["ssd"]())
+    assert told(ssd, acc_forget=10.0, acc_retain=40.0)[2].startswith("next: let `scissorhands tune` choose")
+    assert told(ssd)[2].endswith("so it has not forgotten all; let `scissorhands tune` choose")
     assert not told(acc_retain=40.0, max_loss=60.0)[0].startswith("warning")
 
 

@@ -201,7 +201,9 @@ class TestRefusals:
         ("more", "message"),
         [
             (["--memory", "0.001"], "mlp cannot fit, whatever is changed: parameters, gradients and optimizer state"),
-            (["--memory", "0"], "--memory must be above 0 GiB, got 0"),
+            (["--memory", "0"], "--memory must be above 0 GiB and finite, got 0"),
+            (["--memory", "inf"], "--memory must be above 0 GiB and finite, got inf"),
+            (["method_name=retrain"], "method_name is 'retrain', and the settings are ScissorhandsSettings"),
             (["--devices", "0"], "--devices must be at least 1, got 0"),
             (["--devices", "3"], "3 devices cannot share a batch of 128 examples"),
             (["method.microbatches=3"], "a batch of 128 examples cannot be divided into 3 equal microbatches"),

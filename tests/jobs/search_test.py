@@ -90,6 +90,13 @@ def test_what_is_none_stays_none():
     assert "fraction" not in search.near(settings, settings.search_ranges, 4)
 
 
+def test_the_schedule_stays_where_its_steps_were_given():
+    given = METHODS["finetune"](milestones=(1,), epochs=2)
+    for settings, searched in ((given, False), (METHODS["finetune"](gamma=0.5), False), (METHODS["finetune"](), True)):
+        assert ("schedule" in search.searched_space(settings, settings.search_ranges)) is searched
+    assert "schedule" in search.searched_space(METHODS["finetune"](milestones=()), given.search_ranges)
+
+
 def test_trials_of_another_search_are_refused():
     """They would be the first ones of a sequence to which the others do not belong."""
     made = tune(num_trials=2).trials

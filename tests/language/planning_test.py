@@ -248,7 +248,7 @@ class TestRefusals:
             (("--row-length", "32", "--mesh", "2x0"), "both axes of a mesh need at least one device"),
             (("--row-length", "32", "--mesh", "two"), "write DATA or DATAxMODEL"),
             (("--row-length", "32", "--mesh", "2", "--devices", "2"), "leave --devices out"),
-            (("--row-length", "32", "--memory", "0"), "--memory must be above 0 GiB, got 0"),
+            (("--row-length", "32", "--memory", "0"), "--memory must be above 0 GiB and finite, got 0"),
             (("--row-length", "32", "--memory", "1e-5"), "cannot fit, whatever is changed: parameters, gradients and"),
             (("--row-length", "32", "--batch-size", "0"), "batch_size must be at least 1, got 0"),
             (("--row-length", "32", "--microbatches", "3"), "cannot be divided into 3 equal microbatches"),
