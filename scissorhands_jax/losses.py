@@ -37,7 +37,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)"""
+    """The terms of `cross_entropy`, one per example, in float32 or wider. shape=(N,)
+
+    Raises:
+      InputError: As `cross_entropy`.
+    """
     check_label_smoothing(label_smoothing)
     count, logits = logits.shape[-1], in_full_precision(logits)
     labels = jnp.asarray(labels)
@@ -103,6 +107,9 @@ def kl_divergences(teacher: jax.Array, student: jax.Array, *, temperature: float
     """The terms of `kl_divergence`, one per example, in float32 or wider. shape=(N,)
 
     A class that the teacher's logits of -inf rule out adds nothing, whatever the student says.
+
+    Raises:
+      InputError: As `kl_divergence`.
     """
     check_temperature(temperature)
     if jnp.shape(teacher) != jnp.shape(student):
