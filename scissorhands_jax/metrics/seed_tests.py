@@ -137,8 +137,16 @@ def is_farther(to_original: Sequence[Sequence[float]], between: Sequence[float])
 
     Returns:
       None with fewer than two seeds.
+
+    Raises:
+      InputError: The distances are not two and one for each seed.
     """
-    far, near = np.asarray(to_original, np.float64).reshape(-1, 2), np.asarray(between, np.float64)
+    far, near = np.asarray(to_original, np.float64), np.asarray(between, np.float64)
+    if near.ndim != 1 or far.shape not in ((len(near), 2), (0,) * (not len(near))):
+        raise InputError(
+            f"the distances to the original and between retrained networks have shapes {far.shape} and {near.shape}; "
+            "give the former as (n, 2) and the latter as (n,), a row for each seed"
+        )
     seeds = len(near)
     if seeds < 2:
         return None

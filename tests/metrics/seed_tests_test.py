@@ -117,6 +117,13 @@ class TestFarther:
 
     def test_one_seed_decides_nothing(self):
         assert seed_tests.is_farther([[3.0, 3.0]], [1.0]) is None
+        assert seed_tests.is_farther([], []) is None
+        assert seed_tests.is_farther(np.zeros((0, 2)), []) is None
+
+    @pytest.mark.parametrize("far", [np.ones((2, 3)), np.ones(6), np.ones((2, 2)), np.ones((3, 3)), []])
+    def test_distances_that_are_no_table_of_seeds_are_refused(self, far):
+        with pytest.raises(InputError, match=r"have shapes \(.*\) and \(3,\); give the former as \(n, 2\)"):
+            seed_tests.is_farther(far, np.ones(3))
 
 
 @pytest.mark.parametrize("level", [0.95, 0.99])
