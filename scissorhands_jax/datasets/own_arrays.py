@@ -23,6 +23,8 @@ Arrays = dict[str, np.ndarray]
 _OF_EXAMPLES = ("image", "features", "label", "target", "labels")
 _ROUNDING = 1e-3  # by which images may lie outside [0, 1]; half a step of 8 bits is 0.002
 _OVERSHOOT = 0.25  # by which resizing puts values outside it
+_LOST = 1e-3  # the share of the range of a column by which float32 may round its values
+_ROWS = 4096  # that are compared at a time with what float32 makes of them
 _KNOWN = (*_OF_EXAMPLES, *(f"test_{name}" for name in _OF_EXAMPLES), "held_out", "class_names")
 
 
@@ -40,7 +42,8 @@ def npz_file(path: Path, held_out: float | None = None) -> Splits:
         a file that does not say it.
 
     Raises:
-      InputError: The file cannot be read, its arrays do not fit together, or nothing says which examples are for
+      InputError: The file cannot be read, its arrays do not fit together, features or targets lie so near to each other
+        that float32 rounds them by more than a thousandth of their range, or nothing says which examples are for
         testing.
     """
     return _splits(read_npz(path, _KNOWN), path, held_out, "npz")
@@ -57,8 +60,8 @@ def csv_file(path: Path, held_out: float | None = None) -> Splits:
       held_out: As for `npz_file`.
 
     Raises:
-      InputError: The file cannot be read, a value is missing or no number, or nothing says which examples are for
-        testing.
+      InputError: The file cannot be read, a value is missing or no number, float32 rounds those of a column by more
+        than a thousandth of their range, or nothing says which examples are for testing.
     """
     return _splits(_read_csv(path), path, held_out, "csv")
 
@@ -97,6 +100,8 @@ def _splits(arrays: Arrays, path: Path, share: float | None, kind: str) -> Split
                 f"the test {what} in {path} are {forms[0]} and the training {what} {forms[1]}; give both one type and "
                 "shape"
             )
+    for name in (name for name in (inputs, targets) if name in ("features", "target")):
+        _check_rounding([arrays[key] for key in (name, f"test_{name}") if key in arrays], f"{name} in {path}")
     if targets != "label":
         known = np.delete(train["label"], [] if chosen is None else chosen, axis=0)
         task = tasks.multi_label() if targets == "labels" else tasks.regression(_usual_error(known, path))
@@ -292,6 +297,41 @@ def _as_numbers(values: np.ndarray, where: str, what: str, one: str) -> np.ndarr
         found = values.astype(np.float32)
     _check_finite(found, where, what, one)
     return found
+
+
+def _check_rounding(parts: Sequence[np.ndarray], where: str) -> None:
+    """Refuses columns whose values lie so near to each other that float32 hardly tells them apart.
+
+    Args:
+      parts: The arrays that hold the columns one below the other, as a small one alone says little of their range.
+        shapes=(N, ...)
+      where: What holds them, for the message.
+    """
+    if all(np.can_cast(part.dtype, np.float32) for part in parts):
+        return
+    tables = [part.reshape(len(part), -1) for part in parts if len(part)]
+    # Integers above 2**53 need long double, which has more bits than float64 on most machines.
+    exact = [np.longdouble if table.dtype.kind in "iu" else np.float64 for table in tables]
+    lowest = np.min([table.min(axis=0).astype(kind) for table, kind in zip(tables, exact, strict=True)], axis=0)
+    highest = np.max([table.max(axis=0).astype(kind) for table, kind in zip(tables, exact, strict=True)], axis=0)
+    error = np.zeros_like(lowest)
+    for table, kind in zip(tables, exact, strict=True):
+        for start in range(0, len(table), _ROWS):
+            rows = table[start : start + _ROWS]
+            error = np.maximum(error, np.abs(rows.astype(np.float32) - rows.astype(kind)).max(axis=0))
+    spread = highest - lowest
+    # What differs by the last bits of float64 alone was computed as one number.
+    is_float = any(part.dtype.kind == "f" for part in parts)
+    noise = 8 * np.finfo(np.float64).eps * np.maximum(abs(lowest), abs(highest)) if is_float else 0
+    lost = np.flatnonzero((error > _LOST * spread) & (spread > noise))
+    if lost.size:
+        first = lost[0]
+        column = f"column {first}, counted from 0, of {where}" if len(spread) > 1 else where
+        raise InputError(
+            f"{column} has values from {float(lowest[first]):.17g} to {float(highest[first]):.17g}, and float32, which "
+            f"networks read, rounds them by up to {100 * float(error[first] / spread[first]):.2g} % of that range; "
+            "subtract their mean, or give them in another unit"
+        )
 
 
 def _sets_of_labels(arrays: Arrays, name: str, path: Path) -> np.ndarray:

@@ -204,6 +204,41 @@ class TestOtherTasks:
         with pytest.raises(InputError, match=message):
             datasets.load(save(**(given | {"held_out": [0]} if "labels" in change else given) | change))
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"target": 1_700_000_000 + np.arange(12)},
+                "target in .* from 1700000000 to 1700000011, and float32, which",
+            ),
+            ({"target": 2**60 + np.arange(12)}, "rounds them by up to .* % of that range; subtract their mean"),
+            (
+                {"target": np.stack([np.arange(12), 2**24 + np.arange(12)], axis=1)},
+                "column 1, counted from 0, of target",
+            ),
+            (
+                {"features": (2**24 + np.arange(24.0)).reshape(12, 2)},
+                "column 1, counted from 0, of features in .* 1677",
+            ),
+            ({"features": np.linspace(0, 1e-50, 12)[:, None]}, "features in .* or give them in another unit"),
+        ],
+    )
+    def test_columns_that_float32_does_not_tell_apart_are_refused(self, save, change, message):
+        with pytest.raises(InputError, match=message):
+            datasets.load(save(**({"features": self.FEATURES, "target": self.TARGET, "held_out": [0]} | change)))
+
+    def test_what_float32_holds_well_enough_passes(self, save):
+        """A test set may be small, and columns may be constant, exact, decimals, or equal up to the last bit."""
+        columns = [np.full(12, 0.1), np.full(12, 1.7e9), 2**23 + np.arange(12), np.arange(12) / 10, 9e9 * np.arange(12)]
+        features = np.stack([*columns, np.where(np.arange(12) % 2, 0.1 + 0.2, 0.3)], axis=1)
+        splits = datasets.load(save(features=features, target=2**24 * self.TARGET, held_out=[0, 11]))
+        np.testing.assert_array_equal(splits.train["features"], features.astype(np.float32))
+        tests = {
+            "test_features": features[:2] + 5e7 * np.arange(2)[:, None],
+            "test_target": [1_700_000_000, 1_700_000_001],
+        }
+        datasets.load(save(features=features * 1e9, target=1e9 * self.TARGET, **tests))
+
     @pytest.fixture
     def table(self, tmp_path):
         def table(text, share="?held_out=0.5", **options):
@@ -243,6 +278,8 @@ class TestOtherTasks:
             ("a,label,held_out\n1,0,2\n", "other values than 0 and 1"),
             ("a,label\n1,nan\n", "labels are whole numbers"),
             ("a,target\n1,nan\n2,3\n", "1 targets of .* NaN or infinite, the first is example 0"),
+            ("a,target\n1,1700000000\n2,1700000001\n", "target in .* has values from 1700000000 to 1700000001, and"),
+            ("a,b,label\n1,16777216,0\n2,16777217,0\n", "column 1, counted from 0, of features in .* has values from"),
         ],
     )
     def test_other_tables_are_refused_with_the_line(self, table, text, message):
