@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax.base import Key
-from scissorhands_jax.errors import InputError, check_not_negative
+from scissorhands_jax.errors import InputError, check_not_negative, check_whole
 
 
 def crop_and_flip(
@@ -85,8 +85,9 @@ def resize(images: np.ndarray, size: tuple[int, int], *, batch_size: int = 256) 
       A NumPy array of shape (N, *size, C) of the same type; integers are rounded and clipped to 0 to 255.
 
     Raises:
-      InputError: The height or width is below 1.
+      InputError: The height or width is below 1, or `batch_size` is below 1 or no whole number.
     """
+    batch_size = check_whole("batch_size", batch_size, 1)
     if min(size) < 1:
         raise InputError(f"images cannot be resized to {size[0]} by {size[1]} pixels; give sizes of at least 1")
     if images.shape[1:3] == tuple(size):

@@ -251,7 +251,7 @@ def average_loss(
       batch_size: The number of examples that are evaluated at once, at least 1.
 
     Raises:
-      InputError: There is no example, or `batch_size` is below 1.
+      InputError: There is no example, or `batch_size` is below 1 or no whole number.
     """
     total = data_lib.size(examples)
     if not total:

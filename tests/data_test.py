@@ -1,6 +1,7 @@
 """Forget sets from specifications and files, batches that see every example, augmentation on the device."""
 
 import itertools
+import pathlib
 import types
 
 import jax
@@ -11,7 +12,10 @@ import pytest
 from scissorhands_jax import augmentation, data
 from scissorhands_jax.base import Batch, Data
 from scissorhands_jax.datasets import forget_sets, splits
+from scissorhands_jax.diffusion import ceilings, encoded, quality
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.language import generating, unlearning
+from scissorhands_jax.methods.amun import closest_adversarial
 from scissorhands_jax.metrics import answers
 from scissorhands_jax.tasks import CLASSIFICATION
 
@@ -526,6 +530,29 @@ class TestCheckValues:
         data.check_values(Data(None, {"label": np.array([[0, 2], [1, -1]])}))  # steps, of which one only fills up
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda **size: ceilings.other_prompts_ceiling(None, None, None, None, None, **size),
+        lambda **size: unlearning.mean_answer_loss(None, None, None, None, **size),
+        lambda **size: generating.encode_prompts(None, None, [], **size),
+        lambda **size: quality.image_features([], None, progress=None, description="", **size),
+        lambda **size: quality.picture_features([], None, **size),
+        lambda **size: quality.prompt_features([], None, **size),
+        lambda **size: encoded.prompt_embeddings(
+            pathlib.Path("none"), np.zeros((1, 2)), types.SimpleNamespace(width=1), None, network="", **size
+        ),
+        lambda **size: closest_adversarial(
+            None, None, None, {"image": np.zeros((2, 1)), "label": np.zeros(2, int)}, epsilon=1.0, **size
+        ),
+    ],
+)
+def test_what_works_in_batches_refuses_sizes_that_cannot_be(call):
+    for size, message in ((-1, "at least 0|at least 1"), (2.5, "a whole number, got 2.5")):
+        with pytest.raises(InputError, match=f"batch_size must be ({message})"):
+            call(batch_size=size)
+
+
 class TestCheckPositions:
     @pytest.mark.parametrize(
         ("positions", "message"),
@@ -708,6 +735,11 @@ class TestCropAndFlip:
     def test_a_border_that_cannot_be_added_is_refused(self, padding, mode):
         with pytest.raises(InputError, match=r"the padding of a crop must not be negative|cannot be mirrored"):
             augmentation.crop(jax.random.key(0), jnp.zeros((1, 4, 5, 1)), padding=padding, mode=mode)
+
+    @pytest.mark.parametrize(("size", "message"), [(0, "at least 1, got 0"), (-1, "at least"), (2.5, "a whole number")])
+    def test_sizes_of_a_batch_that_cannot_be_are_refused(self, size, message):
+        with pytest.raises(InputError, match=f"batch_size must be {message}"):
+            augmentation.resize(np.zeros((5, 4, 4, 3), np.uint8), (2, 5), batch_size=size)
 
     def test_no_images_are_resized_to_none(self):
         resized = augmentation.resize(np.zeros((0, 4, 4, 3), np.uint8), (2, 5))

@@ -395,11 +395,6 @@ class Audit:
             distance_retrained=None if second is None else distances.weight_distance(network[0], second),
         )
 
-    @functools.cached_property
-    def _is_probed(self) -> bool:
-        """Whether the networks are classifiers whose features can be read."""
-        return self.task.classifies and probes.has_features(self.loaded.model, self.task.inputs(self.watched_examples))
-
     def _probe(
         self, target: AuditTarget, network: tuple[Params, ModelState]
     ) -> tuple[float, float] | tuple[None, None]:
@@ -410,9 +405,12 @@ class Audit:
         forget, retain, held_out = self._columns(target)
         labels = self.watched.labels
         of_classes = self.watched.forget_sets[target.number].of_classes
-        if not self._is_probed or of_classes or len(np.unique(labels[retain])) < 2 or not len(held_out):
+        if not self.task.classifies or of_classes or len(np.unique(labels[retain])) < 2 or not len(held_out):
             return None, None
-        features = probes.features(self.loaded.model, *network, self.task.inputs(self.watched_examples))
+        inputs = self.task.inputs(self.watched_examples)
+        if not probes.has_features(self.loaded.model, *network, inputs):
+            return None, None
+        features = probes.features(self.loaded.model, *network, inputs)
         known, asked, unseen = ((features[columns], labels[columns]) for columns in (retain, forget, held_out))
         of_forget, of_held_out = probes.linear_probe(*known, asked, unseen)
         return of_forget, of_held_out

@@ -25,7 +25,7 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset, Key, Params, PyTree, Scalar, StatefulLossFn
-from scissorhands_jax.errors import InputError, check_choice, check_not_negative, check_positive
+from scissorhands_jax.errors import InputError, check_choice, check_not_negative, check_positive, check_whole
 from scissorhands_jax.metrics import intervals
 
 AttackKind = Literal["embedding", "prompt"]
@@ -60,8 +60,7 @@ class AttackSettings:
         """
         check_choice("kind", self.kind, typing.get_args(AttackKind))
         for name in ("tokens", "steps", "rounds", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_whole(name, getattr(self, name), 1)
         if self.rounds > self.steps:
             raise InputError(f"rounds must be at most the {self.steps} steps, got {self.rounds}")
         check_positive("learning_rate", self.learning_rate)

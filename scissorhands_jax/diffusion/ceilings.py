@@ -15,6 +15,7 @@ import numpy as np
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Key, ModelState, Params, PyTree, Scalar, StatefulLossFn
+from scissorhands_jax.errors import check_whole
 
 OTHER_PROMPTS = "other-prompts"
 """The name of this ceiling in settings."""
@@ -43,7 +44,11 @@ def other_prompts_ceiling(
 
     Returns:
       The ceiling, above 0.
+
+    Raises:
+      InputError: `batch_size` or `batches` is below 1, or no whole number.
     """
+    batch_size, batches = data_lib.check_batch_size(batch_size), check_whole("batches", batches, 1)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     total = 0.0
     for number in range(batches):

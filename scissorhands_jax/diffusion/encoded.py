@@ -24,7 +24,7 @@ from scissorhands_jax.base import Params
 from scissorhands_jax.diffusion import networks, pictures
 from scissorhands_jax.diffusion.text import TextConfig
 from scissorhands_jax.diffusion.vae import VAEConfig
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import CheckpointError, InputError, check_whole
 
 DESCRIPTION_FILE = "description.json"
 
@@ -81,7 +81,7 @@ def prompt_embeddings(
       on_done: Called with the number of arrays that were added since the last call.
 
     Raises:
-      InputError: An embedding is not finite.
+      InputError: An embedding is not finite, or `batch_size` is below 1 or no whole number.
       CheckpointError: The folder holds arrays of something else, or damaged ones.
     """
     apply = functools.partial(_embed, config=config)
@@ -119,7 +119,7 @@ def latent_moments(
       Two arrays. shape=(N, size / 8, size / 8, latent_channels), dtype=float32
 
     Raises:
-      InputError: An image cannot be read, or its latents are not finite.
+      InputError: An image cannot be read, its latents are not finite, or `batch_size` is below 1 or no whole number.
       CheckpointError: The folder holds arrays of something else, or damaged ones.
     """
 
@@ -168,6 +168,7 @@ def _rows(
     on_done: Callable[[int], None],
 ) -> np.ndarray:
     """All arrays of a folder, which have one shape. Those that are missing are computed and written into it."""
+    batch_size = check_whole("batch_size", batch_size, 1)
     _claim(folder, description)
     paths = [folder / f"{number:05d}.npy" for number in range(count)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]

@@ -24,7 +24,7 @@ from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.diffusion.unet import Noisy
-from scissorhands_jax.errors import InputError, check_choice, check_finite_number
+from scissorhands_jax.errors import InputError, check_choice, check_finite_number, check_whole
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
@@ -188,8 +188,7 @@ def generate_images(
     Raises:
       InputError: A setting cannot be used, the folder is taken, or a picture holds numbers that are not finite.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    batch_size = check_whole("--batch-size", batch_size, 1)
     sampler = check_generation(settings, pipeline.config)
     identity = image_identity(prompts, pipeline.tokenizer, settings, description)
     with runs.open_folder(out, identity, overwrite=overwrite, resume=resume):

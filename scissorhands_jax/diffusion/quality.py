@@ -20,7 +20,7 @@ from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import FLOAT32
 from scissorhands_jax.diffusion.nudity import ImageEntry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_whole
 from scissorhands_jax.metrics import distances, intervals
 from scissorhands_jax.terminal import Progress
 from scissorhands_jax.training.descriptions import describe_value
@@ -159,8 +159,9 @@ def image_features(
       description: What it calls them.
 
     Raises:
-      InputError: An image cannot be read.
+      InputError: An image cannot be read, or `batch_size` is below 1 or no whole number.
     """
+    batch_size = check_whole("batch_size", batch_size, 1)
     task = progress.add_task(description, total=len(entries), note="")
     rows: list[np.ndarray] = []
     batch_size = min(batch_size, len(entries))
@@ -182,9 +183,9 @@ def picture_features(
       batch_size: The number of pictures that a batch is filled up to; None is their own number.
 
     Raises:
-      InputError: A feature is not finite.
+      InputError: A feature is not finite, or `batch_size` is no whole number, or smaller than the number of pictures.
     """
-    size = batch_size or len(images)
+    size = len(images) if batch_size is None else check_whole("batch_size", batch_size, len(images))
     if isinstance(network, Inception):
         pixels = _padded(np.stack([inception.stretch_image(image) for image in images]), size)
         found = _inception_features(network.layers, pixels)
@@ -209,7 +210,17 @@ def _finite(features: jax.Array, what: str, network: Clip | Inception) -> np.nda
 
 
 def prompt_features(prompts: Sequence[str], clip: Clip, *, batch_size: int = 64) -> np.ndarray:
-    """CLIP's features of prompts. shape=(prompts, projection), dtype=float64"""
+    """CLIP's features of prompts. shape=(prompts, projection), dtype=float64
+
+    Args:
+      prompts: The prompts.
+      clip: The network that reads them.
+      batch_size: The number of prompts in a batch.
+
+    Raises:
+      InputError: A feature is not finite, or `batch_size` is below 1 or no whole number.
+    """
+    batch_size = check_whole("batch_size", batch_size, 1)
     different = list(dict.fromkeys(prompts))
     batch_size = min(batch_size, len(different))
     rows: list[np.ndarray] = []

@@ -28,7 +28,7 @@ from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, Generation
 from scissorhands_jax.diffusion.losses import noise_loss
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import Cleaning
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import CheckpointError, InputError, check_whole
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.methods.settings import MeasuredNumber
@@ -201,8 +201,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
     """Refuses what cannot be used, before anything is written."""
     config = model_folder.read_model_config(job.model)
     generating.check_generation(job.generation, config)
-    if job.generation_batch_size < 1:
-        raise InputError(f"--generate-batch-size must be at least 1, got {job.generation_batch_size}")
+    check_whole("--generate-batch-size", job.generation_batch_size, 1)
     tokenizer = model_folder.load_tokenizer(job.model, job.tokenizer, job.cleaning)
     job.settings.check()
     method = _method(job, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scissorhands_jax.base import Params
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_whole
 from scissorhands_jax.language.decoder import Sizes, step_decoder
 from scissorhands_jax.language.greedy import greedy_tokens
 from scissorhands_jax.language.text_files import TextPrompt
@@ -53,11 +53,10 @@ def encode_prompts(
       sizes, tokenizer, prompts, max_tokens, batch_size: As for `generate_texts`.
 
     Raises:
-      InputError: A number is below 1, a prompt has no token or one that the network does not know, or prompt and answer
-        are longer than the context.
+      InputError: A number is below 1 or no whole number, a prompt has no token or one that the network does not know,
+        or prompt and answer are longer than the context.
     """
-    if max_tokens < 1 or batch_size < 1:
-        raise InputError(f"max_tokens and the batch size must be at least 1, got {max_tokens} and {batch_size}")
+    max_tokens, batch_size = check_whole("max_tokens", max_tokens, 1), check_whole("batch_size", batch_size, 1)
     encoded = [tokenizer.encode(prompt.text, after="" if prompt.is_whole else None).numbers for prompt in prompts]
     for (prompt, _), numbers in zip(prompts, encoded, strict=True):
         if not numbers:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax.base import Model, ModelState, Params, PyTree
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_whole
 
 _STEP = 16  # prompts are padded to multiples of so many tokens, each of which is compiled once
 
@@ -86,11 +86,13 @@ def greedy_tokens(
       The answers in the order of the prompts. One that ended has the token that ended it as its last.
 
     Raises:
-      InputError: A number is below 1, a prompt is empty, or prompt and answer are longer than the context.
+      InputError: A number is below 1, `batch_size` is no whole number, a prompt is empty, or prompt and answer are
+        longer than the context.
     """
     most = [int(limit) for limit in np.broadcast_to(limits, len(prompts))]
-    if batch_size < 1 or min(most, default=1) < 1:
-        raise InputError(f"limits and the batch size must be at least 1, got {min(most, default=1)} and {batch_size}")
+    batch_size = check_whole("batch_size", batch_size, 1)
+    if min(most, default=1) < 1:
+        raise InputError(f"limits must be at least 1, got {min(most)}")
     for number, (prompt, limit) in enumerate(zip(prompts, most, strict=True)):
         if not len(prompt):
             raise InputError(f"prompt {number} has no tokens; give at least one")

@@ -389,7 +389,11 @@ def mean_answer_loss(
       rows: See `token_losses`.
       batch_size: The number of rows that are computed at a time.
       layout: How network and rows are divided over many devices; None is one device.
+
+    Raises:
+      InputError: `batch_size` is below 1 or no whole number.
     """
+    batch_size = data_lib.check_batch_size(batch_size)
     total = count = 0.0
     for first in range(0, data_lib.size(rows), batch_size):
         names = [name for name in ("tokens", "answer", "segment") if name in rows]

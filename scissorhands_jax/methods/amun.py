@@ -204,10 +204,13 @@ def closest_adversarial(
       clip: The range of valid images. None does not clip.
       batch_size: The number of examples that are attacked at once; the result does not depend on it.
       task: What the network is for, which says what images and labels of the examples are.
+
+    Raises:
+      InputError: `batch_size` is below 1 or no whole number.
     """
     assert task.labels is not None
     total = data_lib.size(examples)
-    batch_size = min(batch_size, total)
+    batch_size = min(data_lib.check_batch_size(batch_size), total)
     labels = np.asarray(task.labels(examples))
     labels = labels.astype(np.promote_types(labels.dtype, np.int32))
     images = np.asarray(as_float(jnp.asarray(np.asarray(losses.images_of(examples, task.inputs)))), np.float32)

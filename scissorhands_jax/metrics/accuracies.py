@@ -64,10 +64,9 @@ def predict(
       dtype=float32
 
     Raises:
-      InputError: There are no images, or `batch_size` is not positive.
+      InputError: There are no images, or `batch_size` is below 1 or no whole number.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = data_lib.check_batch_size(batch_size)
     leaves = jax.tree.leaves(images)
     count = data_lib.size(images) if leaves and all(np.ndim(leaf) for leaf in leaves) else 0
     if count == 0:

@@ -11,20 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params, PyTree
 from scissorhands_jax.errors import DivergedError, InputError
 
 
-def has_features(model: Model, inputs: PyTree) -> bool:
+def has_features(model: Model, params: Params, model_state: ModelState, inputs: PyTree) -> bool:
     """Whether `features` can read a network: it takes one array, and calls a linen `Dense` layer.
+
+    Nothing is computed, and no fresh weights are drawn, which a network that was given alive has none of.
 
     Args:
       model: The network.
+      params: The parameters of the network, or their shapes.
+      model_state: BatchNorm statistics and the like, or their shapes.
       inputs: What it is applied to: arrays with a leading example axis.
     """
     if not hasattr(inputs, "shape"):
         return False
-    params, model_state = jax.eval_shape(model.init, jax.random.key(0))
     try:
         jax.eval_shape(_reader(model.apply), params, model_state, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
     except InputError:
@@ -48,8 +52,10 @@ def features(
       One row for each image. shape=(N, F), dtype=float32
 
     Raises:
-      InputError: There are no images, or the network calls no linen `Dense` layer.
+      InputError: There are no images, the network calls no linen `Dense` layer, or `batch_size` is below 1 or no whole
+        number.
     """
+    batch_size = data_lib.check_batch_size(batch_size)
     count = np.shape(images)[0]
     if not count:
         raise InputError("there are no images to take features of; give at least one")

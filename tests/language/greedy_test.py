@@ -101,8 +101,9 @@ def test_prompts_of_all_lengths_are_answered_as_if_alone(name, kept):
     [
         ([[2], []], {"limits": 3}, "prompt 1 has no tokens"),
         ([[2] * 5], {"limits": 6}, "prompt 0 has 5 tokens, which with 6 for the answer are more than the 10"),
-        ([[2], [2]], {"limits": [1, 0]}, "must be at least 1, got 0 and 16"),
-        ([[2]], {"limits": 1, "batch_size": 0}, "got 1 and 0"),
+        ([[2], [2]], {"limits": [1, 0]}, "limits must be at least 1, got 0"),
+        ([[2]], {"limits": 1, "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ([[2]], {"limits": 1, "batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(prompts, options, message):

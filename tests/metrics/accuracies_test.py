@@ -88,5 +88,6 @@ def test_predict_refuses_nothing_to_do():
     model = make_linear()
     with pytest.raises(InputError, match="at least one image"):
         accuracies.predict(model, *model.init(None), np.zeros((0, 4), np.float32))
-    with pytest.raises(InputError, match="batch_size"):
-        accuracies.predict(model, *model.init(None), np.zeros((1, 4), np.float32), batch_size=0)
+    for size, message in ((0, "at least 1, got 0"), (2.5, "a whole number, got 2.5")):
+        with pytest.raises(InputError, match=f"batch_size must be {message}"):
+            accuracies.predict(model, *model.init(None), np.zeros((1, 4), np.float32), batch_size=size)

@@ -1,12 +1,15 @@
 """Probes: features are what the head reads, and a linear map finds in them what it can."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from scissorhands_jax.base import Model
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import probes
+from scissorhands_jax.models import from_linen
 from tests import tiny
 
 
@@ -51,6 +54,19 @@ def test_a_probe_without_a_question_is_refused(known, labels, message):
 def test_it_is_known_before_whether_a_network_has_features():
     without = Model(lambda key: ({}, {}), lambda params, model_state, x, *, train, key=None: (x, model_state))
     image = tiny.examples(4)["image"]
-    assert probes.has_features(tiny.model(), image)
-    assert not probes.has_features(without, image)
-    assert not probes.has_features(tiny.model(), {"a": image, "b": image})
+    assert probes.has_features(tiny.model(), *tiny.start(), image)
+    assert not probes.has_features(without, {}, {}, image)
+    assert not probes.has_features(tiny.model(), *tiny.start(), {"a": image, "b": image})
+
+
+def test_a_network_that_was_given_alive_has_features():
+    module, image = nn.Dense(3), np.ones((2, 4), np.float32)
+    trained = from_linen(module, module.init(jax.random.key(0), image))
+    assert probes.has_features(trained.model, trained.params, trained.model_state, image)
+    assert probes.features(trained.model, trained.params, trained.model_state, image).tolist() == image.tolist()
+
+
+@pytest.mark.parametrize(("size", "message"), [(0, "at least 1, got 0"), (-1, "at least"), (2.5, "a whole number")])
+def test_sizes_of_a_batch_that_cannot_be_are_refused(size, message):
+    with pytest.raises(InputError, match=f"batch_size must be {message}"):
+        probes.features(tiny.model(), *tiny.start(), tiny.examples(5)["image"], batch_size=size)
