@@ -119,6 +119,9 @@ def _sgd(
 def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.01) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019) whose state holds a schedule, constant until `with_schedule` sets it.
 
+    Moments are in the type of the parameters, but for parameters in float16, of which they are kept in float32: squares
+    of gradients are too small for float16.
+
     Args:
       learning_rate: The rate, at least 0.
       momentum: beta_1, at least 0 and below 1; beta_2 is 0.999.
@@ -142,10 +145,30 @@ def adamw(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 
 
 
 def _adamw(learning_rate, momentum, weight_decay, knots, factors) -> optax.GradientTransformation:
-    return optax.chain(
+    parts = optax.chain(
         optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay),
         optax.scale_by_schedule(lambda step: interpolate(step, knots, factors)),
     )
+    return _without_float16(parts)
+
+
+def _without_float16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer, which sees arrays of float16 as float32, keeps what it keeps of them so and rounds updates.
+
+    The squares of usual gradients and AdamW's epsilon of 1e-8 are zero in float16, and zero by zero is NaN.
+    """
+
+    def wide(leaf: Any) -> Any:
+        return leaf.astype(jnp.float32) if getattr(leaf, "dtype", None) == jnp.float16 else leaf
+
+    def init(params: PyTree) -> PyTree:
+        return inner.init(jax.tree.map(wide, params))
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        found, state = inner.update(jax.tree.map(wide, updates), state, jax.tree.map(wide, params))
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), found, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 @functools.cache

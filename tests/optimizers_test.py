@@ -138,6 +138,48 @@ def test_in_float32_every_bit_is_that_of_optax(settings):
         np.testing.assert_array_equal(params["w"], theirs["w"])
 
 
+def test_adamw_is_finite_in_float16_and_that_of_float32_but_for_rounding():
+    """Beside parameters in float32, which are as without them. The step of optax's own is NaN or infinite."""
+    start = {"half": np.array([1.0, -2.0, 0.5, 0.25]), "whole": np.array([1.0])}
+    gradients = {"half": np.array([0.0, 1e-4, -1e-4, 300.0]), "whole": np.array([1e-4])}
+    ends = {}
+    for half in (jnp.float16, jnp.float32):
+        types = {"half": half, "whole": jnp.float32}
+        params = {name: jnp.asarray(value, types[name]) for name, value in start.items()}
+        gradient = {name: jnp.asarray(value, types[name]) for name, value in gradients.items()}
+        optimizer = adamw(0.125, weight_decay=0.0)
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, after = jax.jit(optimizer.update)(gradient, state, params)
+            assert jax.tree.map(lambda leaf: leaf.dtype, updates) == {"half": half, "whole": jnp.float32}
+            assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+            params, state = optax.apply_updates(params, updates), after
+        ends[half] = params
+    np.testing.assert_allclose(ends[jnp.float16]["half"], ends[jnp.float32]["half"], rtol=2e-3)
+    assert same_bits(ends[jnp.float16]["whole"], ends[jnp.float32]["whole"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_adamw_is_that_of_optax_to_the_bit_in_other_types(dtype):
+    def plain(learning_rate, momentum, weight_decay, knots, factors):
+        parts = optax.adamw(learning_rate, b1=momentum, weight_decay=weight_decay)
+        return optax.chain(parts, optax.scale_by_schedule(lambda step: interpolate(step, knots, factors)))
+
+    numbers = {"learning_rate": 0.0123, "momentum": 0.9, "weight_decay": 0.0456}
+    schedule = {"knots": np.array([0, 1], np.int32), "factors": np.ones(2, np.float32)}
+    theirs = optimizers._with_numbers(plain, **numbers, **schedule)
+    rng, runs = np.random.default_rng(0), []
+    start = {"w": jnp.asarray(rng.normal(size=100), dtype)}
+    gradients = [{"w": jnp.asarray(rng.normal(size=100), dtype)} for _ in range(3)]
+    for optimizer in (adamw(**numbers), theirs):
+        params, state = start, optimizer.init(start)
+        for gradient in gradients:
+            updates, state = jax.jit(optimizer.update)(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        runs.append((params, state))
+    assert same_bits(*runs)
+
+
 class TestSchedules:
     def rates(self, schedule, steps):
         knots, factors = jnp.asarray(schedule.knots, jnp.int32), jnp.asarray(schedule.factors, jnp.float32)
