@@ -17,7 +17,7 @@ import numpy as np
 
 from scissorhands_jax.base import Batch, Data, Dataset, Key
 from scissorhands_jax.errors import InputError, check_whole
-from scissorhands_jax.trees import is_typed, path_name
+from scissorhands_jax.trees import is_typed, path_name, unknown_to_jax
 
 _logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def check_parts(data: Data) -> None:
     """Refuses data that are not two parts with arrays of numbers, of which no number is read.
 
     Raises:
-      InputError: The data are no `Data`, a part is no data set, or an array is of no numbers or of another type in the
-        other part.
+      InputError: The data are no `Data`, a part is no data set, an array is of another type in the other part, or as
+        `check_numbers`.
     """
     if not (hasattr(data, "forget") and hasattr(data, "retain")):
         raise InputError(
@@ -65,12 +65,45 @@ def check_parts(data: Data) -> None:
         )
     for part, dataset in _named_parts(data):
         size(dataset)
-        for name, leaf in _leaves_with_numbers(dataset):
-            if np.dtype(leaf.dtype).kind in "USOMm":
-                raise InputError(
-                    f"{name!r} of the {part} set is an array of {leaf.dtype}, not of numbers; give labels as integers"
-                )
+        check_numbers(dataset, f"the {part} set")
     _check_types(data)
+
+
+def check_numbers(dataset: Dataset, what: str) -> None:
+    """Refuses arrays that JAX cannot take; no number is read.
+
+    Args:
+      dataset: A pytree of arrays.
+      what: What it is, for the message.
+
+    Raises:
+      InputError: An array is of no numbers, masked, of records, or of a type or an order of bytes that JAX does not
+        know. The message says what makes an array of it that JAX takes.
+    """
+    for name, leaf in _leaves_with_numbers(dataset):
+        where = what if leaf is dataset else f"{name!r} of {what}"
+        if np.dtype(leaf.dtype).kind in "USOMm":
+            raise InputError(f"{where} is an array of {leaf.dtype}, not of numbers; give labels as integers")
+        if (unknown := unknown_to_jax(leaf)) is not None:
+            found, advice = unknown
+            raise InputError(f"{where} is {found}; {advice}")
+
+
+def check_not_masked(given: Any, what: str) -> None:
+    """Refuses a masked array, whose masked entries would count like the others.
+
+    Args:
+      given: Anything.
+      what: What it is, a plural, for the message.
+
+    Raises:
+      InputError: It is a masked array.
+    """
+    if isinstance(given, np.ma.MaskedArray):
+        raise InputError(
+            f"{what} are a masked array, and all of its entries would count; leave out what is masked, as with "
+            ".compressed(), or put numbers in its place, as with .filled(0)"
+        )
 
 
 def check_values(data: Data) -> None:
@@ -102,10 +135,11 @@ def check_values(data: Data) -> None:
                     f"{len(bad)} examples of the {part} set have {what} in {name!r}, the first is example {bad[0]}; "
                     f"{advice}"
                 )
-            if name.split("/")[-1] == "image" and values.dtype.kind == "f" and values.min() >= 0 and values.max() > 64:
+            is_image = name.split("/")[-1] == "image" and jnp.issubdtype(values.dtype, jnp.floating)
+            if is_image and values.min() >= 0 and values.max() > 64:
                 _logger.warning(
                     "images of the %s set are %s up to %g; networks of the registry take floats in [0, 1] or uint8",
-                    *(part, values.dtype, values.max()),
+                    *(part, values.dtype, float(values.max())),
                 )
 
 
@@ -321,6 +355,7 @@ def _as_positions(given: Iterable, total: int, what: str) -> np.ndarray:
         raise InputError(
             f"the {what} are {given!r:.40}; give a list of integers, or a mask with a bool for each example"
         )
+    check_not_masked(given, f"the {what}")
     values = np.asarray(given if hasattr(given, "__array__") or isinstance(given, list | tuple) else list(given))
     if values.dtype == np.bool_:
         if values.shape != (total,):

@@ -251,11 +251,13 @@ def average_loss(
       batch_size: The number of examples that are evaluated at once, at least 1.
 
     Raises:
-      InputError: There is no example, or `batch_size` is below 1 or no whole number.
+      InputError: There is no example, JAX cannot take one (`data.check_numbers`), or `batch_size` is below 1 or no
+        whole number.
     """
     total = data_lib.size(examples)
     if not total:
         raise InputError("there is no example whose loss could be measured; give at least one")
+    data_lib.check_numbers(examples, "the set of examples")
     pairs = [
         tuple(map(float, _evaluated(loss_fn, params, model_state, data_lib.take(examples, positions))))
         for positions in data_lib.even_batches(total, batch_size)

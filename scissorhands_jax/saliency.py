@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import (
     Key,
@@ -51,7 +52,7 @@ def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[Py
       A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: There is no batch, or the weights of the examples add up to 0.
+      InputError: There is no batch, JAX cannot take an array, or the weights of the examples add up to 0.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, x: jnp.mean(x @ w)
@@ -91,7 +92,7 @@ def gradient_sum(
         nothing is random.
 
     Raises:
-      InputError: There is no batch, or the weights of the examples add up to 0.
+      InputError: There is no batch, JAX cannot take an array, or the weights of the examples add up to 0.
     """
     measure = jnp.abs if absolute else None
     weighted = weighted and not absolute
@@ -118,7 +119,7 @@ def diagonal_fisher(
       A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: There is no batch.
+      InputError: There is no batch, or JAX cannot take an array.
     """
     sums = _sum(loss_fn, params, model_state, batches, measure=jnp.square, weighted=False)
     return _divided(sums.gradient, sums.weight)
@@ -137,10 +138,12 @@ def _sum(
 ) -> GradientSum:
     """Sums `measure(gradient)` over batches, or the gradient times the weight of its batch if there is no measure."""
     check_loss(loss_fn)
+    data_lib.check_numbers(params, "the parameters")
     if isinstance(batches, Mapping):
         raise InputError("the batches are a dict, which is one batch; give a list of batches, such as [batch]")
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
     for position, batch in enumerate(batches):
+        data_lib.check_numbers(batch, f"batch {position}")
         batch_key = None if key is None else jax.random.fold_in(key, position)
         total, weight, loss, model_state = _add_gradient(
             loss_fn, total, weight, params, model_state, batch, batch_key, train, measure, weighted

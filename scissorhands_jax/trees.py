@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scissorhands_jax.base import Params, PyTree, Selection
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, listed
 
 _logger = logging.getLogger(__name__)
 
@@ -110,6 +110,33 @@ def is_typed(leaf: Any) -> bool:
     return True
 
 
+def unknown_to_jax(leaf: Any) -> tuple[str, str] | None:
+    """What an array of numbers is that NumPy computes with and JAX does not, and what to do about it.
+
+    Args:
+      leaf: Anything.
+
+    Returns:
+      What it is called after "is", and the advice; None if it is nothing of the kind, as every array of JAX.
+    """
+    if isinstance(leaf, np.ma.MaskedArray):
+        advice = "leave out what is masked, or put numbers in its place, as with .filled(0)"
+        return f"a masked array of {leaf.dtype}", advice
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return None
+    if issubclass(leaf.dtype.type, np.void):  # which bfloat16 is not, although its kind is V as well
+        names = leaf.dtype.names
+        found = f"an array of records with the fields {listed(names)}" if names else f"an array of {leaf.dtype}"
+        return found, "give plain arrays of numbers, one for each field"
+    if leaf.dtype.type in (np.longdouble, np.clongdouble) and leaf.dtype.name not in ("float64", "complex128"):
+        name = "float32" if leaf.dtype.kind == "f" else "complex64"
+        return f"an array of {leaf.dtype}, which JAX does not have", f"convert it, as with .astype({name!r})"
+    if not leaf.dtype.isnative:
+        found = f"an array of {leaf.dtype.name} whose bytes are in another order than this machine's ({leaf.dtype.str})"
+        return found, f"convert it, as with .astype({leaf.dtype.name!r})"
+    return None
+
+
 def check_arrays(tree: PyTree, what: str) -> None:
     """Refuses a tree with leaves that are neither arrays nor numbers, such as a module with functions in it.
 
@@ -118,9 +145,13 @@ def check_arrays(tree: PyTree, what: str) -> None:
       what: What it is, for the message.
 
     Raises:
-      InputError: A leaf is something else; the message names it.
+      InputError: A leaf is something else, or an array that JAX does not compute with (`unknown_to_jax`); the message
+        names it.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if (unknown := unknown_to_jax(leaf)) is not None and leaf.dtype.kind not in "USOMm":
+            found, advice = unknown
+            raise InputError(f"{path_name(path) or 'the root'!r} of {what} is {found}; {advice}")
         if isinstance(leaf, int | float | complex) or _is_numeric(leaf):
             continue
         kind = f"n array of {leaf.dtype}" if isinstance(leaf, _ARRAYS) else f" {type(leaf).__name__}"

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import augmentation, data
-from scissorhands_jax.base import Batch, Data
+from scissorhands_jax import augmentation, data, losses, saliency, tasks, trees
+from scissorhands_jax.base import Batch, Data, Model
 from scissorhands_jax.datasets import forget_sets, splits
 from scissorhands_jax.diffusion import ceilings, encoded, quality
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language import generating, unlearning
 from scissorhands_jax.methods.amun import closest_adversarial
-from scissorhands_jax.metrics import answers
+from scissorhands_jax.metrics import accuracies, answers, attacks, ensemble_attacks, gradcam, probes
 from scissorhands_jax.tasks import CLASSIFICATION
 
 LABELS = np.repeat(np.arange(5), 20)
@@ -461,6 +461,22 @@ def test_classes_that_are_forgotten_as_a_whole_are_not_tested():
     )
 
 
+UNKNOWN_TO_JAX = [
+    (
+        np.zeros(2, ">f4"),
+        r"an array of float32 whose bytes are in another .* \(>f4\); convert it, .*astype\('float32'\)",
+    ),
+    (np.zeros(2, ">i8"), "an array of int64 whose bytes are in another order"),
+    (np.zeros(2, [("a", "f4"), ("b", "i4")]), "an array of records with the fields a, b; give plain arrays of numbers"),
+    (np.zeros(2, "V4"), r"an array of \|V4; give plain arrays"),
+    (np.ma.masked_array(np.zeros(2), [True, False]), r"a masked array of float64; leave out .* \.filled\(0\)"),
+]
+if np.dtype(np.longdouble) != np.float64:  # on most machines
+    UNKNOWN_TO_JAX.append(
+        (np.zeros(2, np.longdouble), r"an array of float\d+, which JAX does not have; .*\('float32'\)")
+    )
+
+
 class TestCheckValues:
     def test_data_that_are_not_divided_are_refused(self):
         with pytest.raises(InputError, match=r"the data are a dict; give the two parts, as split\(train, positions\)"):
@@ -501,9 +517,53 @@ class TestCheckValues:
         with pytest.raises(InputError, match="1 examples of the training set have NaN"):
             data.check_values(Data(None, {"x": jnp.array([1.0, jnp.nan], jnp.bfloat16)}))
 
-    def test_images_up_to_255_are_warned_of(self, caplog):
-        data.check_values(Data(None, {"image": np.full((2, 3), 255.0)}))
-        assert "images of the training set are float64 up to 255; networks of the registry take" in caplog.text
+    @pytest.mark.parametrize("dtype", ["float64", "float16", jnp.bfloat16])
+    def test_images_up_to_255_are_warned_of(self, caplog, dtype):
+        data.check_values(Data(None, {"image": np.full((2, 3), 255.0, dtype)}))
+        assert f"images of the training set are {np.dtype(dtype)} up to 255; networks of the regist" in caplog.text
+
+    @pytest.mark.parametrize(("given", "message"), UNKNOWN_TO_JAX)
+    def test_arrays_that_jax_cannot_take_are_refused_with_what_makes_others_of_them(self, given, message):
+        with pytest.raises(InputError, match=f"'x' of the training set is {message}"):
+            data.check_values(Data(None, {"x": given}))
+        with pytest.raises(InputError, match=f"the input of predict is {message}"):
+            accuracies.predict(Model(None, None), {}, (), given)
+        with pytest.raises(InputError, match=f"the array of images is {message}"):
+            probes.features(Model(None, None), {}, (), given)
+        with pytest.raises(InputError, match=f"the array of images is {message}"):
+            gradcam.heatmaps(Model(None, None), {}, (), given, np.zeros(2, int), layer="a")
+        with pytest.raises(InputError, match=f"the set of examples is {message}"):
+            losses.average_loss(lambda *given: None, {}, (), given)
+        with pytest.raises(InputError, match=f"batch 0 is {message}"):
+            saliency.connection_sensitivity(lambda w, x: w, jnp.ones(()), [given])
+        with pytest.raises(InputError, match=f"'w' of the parameters is {message}"):
+            trees.check_trained({"w": given}, "the parameters")
+        with pytest.raises(InputError, match=f"'w' of the parameters is {message}"):
+            saliency.connection_sensitivity(lambda w, x: x, {"w": given}, [jnp.ones(2)])
+
+    @pytest.mark.parametrize("dtype", ["<f4", "i1", "?", "f2", "c8", jnp.bfloat16, jnp.float8_e4m3fn, jnp.int4])
+    def test_arrays_of_every_type_of_jax_pass(self, dtype):
+        data.check_values(Data(None, {"x": np.ones(2, dtype)}))
+        trees.check_arrays({"w": np.ones(2, dtype)}, "the state")
+
+    def test_what_is_masked_out_is_not_counted_in_silence(self):
+        masked = np.ma.masked_array([0, 1], [True, False])
+        logits = np.ones((2, 2), np.float32)
+        task, examples = (
+            tasks.regression(1.0),
+            {"x": np.zeros(2), "label": np.ma.masked_array([0.0, 1.0], [True, False])},
+        )
+        for call in (
+            lambda: data.check_positions(masked, 9),
+            lambda: accuracies.accuracy(logits, masked),
+            lambda: answers.quality(CLASSIFICATION, logits, {"label": masked}),
+            lambda: answers.quality(task, np.zeros(2, np.float32), examples),
+            lambda: attacks.membership_inference(masked, masked, masked),
+            lambda: ensemble_attacks.tpr_at_fpr(masked, masked, 0.5),
+            lambda: probes.linear_probe(masked[:, None], masked, (logits, masked)),
+        ):
+            with pytest.raises(InputError, match="are a masked array, and all of its entries would count; leave out"):
+                call()
 
     def test_lists_are_no_arrays(self):
         with pytest.raises(InputError, match=r"a data set has a int at label/0; .* as numpy.asarray makes them"):

@@ -64,7 +64,8 @@ def predict(
       dtype=float32
 
     Raises:
-      InputError: There are no images, or `batch_size` is below 1 or no whole number.
+      InputError: There are no images, JAX cannot take them (`data.check_numbers`), or `batch_size` is below 1 or no
+        whole number.
     """
     batch_size = data_lib.check_batch_size(batch_size)
     leaves = jax.tree.leaves(images)
@@ -72,6 +73,7 @@ def predict(
     if count == 0:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves) or "()"
         raise InputError(f"predict was given an array of shape {shapes}; give at least one image")
+    data_lib.check_numbers(images, "the input of predict")
     forward = _forward(model.apply, layout)
     if layout is not None:
         images, batch_size = jax.tree.map(np.asarray, images), layout.rounded_up(batch_size)
@@ -114,9 +116,11 @@ def check_logits(
       stacked: Whether `logits` may have leading axes, such as one for networks. shape=(..., N, C)
 
     Raises:
-      InputError: The shapes do not fit, or a label is out of range.
+      InputError: The shapes do not fit, an array is masked, or a label is out of range.
       DivergedError: A number is not finite.
     """
+    data_lib.check_not_masked(logits, what)
+    data_lib.check_not_masked(labels, "labels")
     rows, classes = np.asarray(logits), np.asarray(labels)
     right_rank = rows.ndim >= 2 if stacked else rows.ndim == 2
     if not right_rank or classes.shape != rows.shape[-2:-1] or rows.size == 0:

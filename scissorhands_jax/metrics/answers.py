@@ -21,6 +21,22 @@ from scissorhands_jax.metrics import accuracies, attacks, ensemble_attacks
 from scissorhands_jax.tasks import Metric, Task
 
 
+def labels_of(task: Task, examples: PyTree) -> np.ndarray:
+    """The classes of examples, on the host. shape=(N,)
+
+    Args:
+      task: A classification.
+      examples: The examples. shapes=(N, ...)
+
+    Raises:
+      InputError: The classes are a masked array.
+    """
+    assert task.labels is not None
+    found = task.labels(examples)
+    data_lib.check_not_masked(found, "the labels")
+    return np.asarray(found)
+
+
 def example_losses(task: Task, outputs: PyTree, examples: PyTree) -> np.ndarray:
     """The loss of each example.
 
@@ -33,7 +49,8 @@ def example_losses(task: Task, outputs: PyTree, examples: PyTree) -> np.ndarray:
       InputError: The outputs do not fit, a loss is not finite, or the task does not give one loss for each example.
     """
     if task.labels is not None:
-        return attacks.cross_entropy_per_example(outputs, np.asarray(task.labels(examples)))
+        return attacks.cross_entropy_per_example(outputs, labels_of(task, examples))
+    data_lib.check_numbers(examples, "the set of examples")
     found = np.asarray(_compiled(task)(outputs, examples), np.float64)
     return _one_each(found, examples, f"losses of the task {task.name!r}")
 
@@ -51,14 +68,14 @@ def certainties(task: Task, outputs: PyTree, examples: PyTree) -> np.ndarray:
       task, outputs, examples: As for `example_losses`.
     """
     if task.labels is not None:
-        return ensemble_attacks.margins(outputs, np.asarray(task.labels(examples)))
+        return ensemble_attacks.margins(outputs, labels_of(task, examples))
     return -example_losses(task, outputs, examples)
 
 
 def example_groups(task: Task, examples: PyTree) -> np.ndarray:
     """An integer for each example, which is compared only with held-out examples of the same: its class, or zero."""
     if task.labels is not None:
-        return np.asarray(task.labels(examples))
+        return labels_of(task, examples)
     return np.zeros(data_lib.size(examples), np.int32)
 
 
@@ -75,7 +92,7 @@ def known_examples(task: Task, test: PyTree, retain: PyTree) -> PyTree:
     """
     if task.labels is None:
         return test
-    kept = np.isin(np.asarray(task.labels(test)), np.unique(np.asarray(task.labels(retain))))
+    kept = np.isin(labels_of(task, test), np.unique(labels_of(task, retain)))
     return test if kept.all() else data_lib.take(test, np.flatnonzero(kept))
 
 
@@ -95,8 +112,10 @@ def metric_value(task: Task, metric: Metric, outputs: PyTree, examples: PyTree) 
       outputs, examples: As for `example_losses`.
 
     Raises:
-      InputError: The metric does not give one finite number for each example.
+      InputError: The metric does not give one finite number for each example, or an array of the examples is masked.
     """
+    for leaf in jax.tree.leaves(examples):
+        data_lib.check_not_masked(leaf, "examples")
     found = np.asarray(metric.values(task.predictions(outputs), examples), np.float64)
     values = _one_each(found, examples, f"values of the metric {metric.name!r}")
     count = len(values)
@@ -116,7 +135,7 @@ def quality(task: Task, outputs: PyTree, examples: PyTree) -> float:
       task, outputs, examples: As for `example_losses`.
     """
     if task.labels is not None:
-        return accuracies.accuracy(outputs, np.asarray(task.labels(examples)))
+        return accuracies.accuracy(outputs, labels_of(task, examples))
     return metric_value(task, task.metrics[0], outputs, examples).value
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.special import log_softmax
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.metrics import accuracies
 
@@ -100,6 +101,7 @@ def membership_inference(
 
 def _columns(scores: np.ndarray, name: str) -> np.ndarray:
     """Returns scores as float64 of shape (N, F)."""
+    data_lib.check_not_masked(scores, name)
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim == 1:
         scores = scores[:, None]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import digamma, logsumexp, polygamma
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import accuracies
 
@@ -78,6 +79,8 @@ def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> floa
 
 
 def _checked(*arrays: np.ndarray) -> list[np.ndarray]:
+    for array in arrays:
+        data_lib.check_not_masked(array, "the scores")
     checked = [np.asarray(array, np.float64).ravel() for array in arrays]
     if any(not len(array) or np.isnan(array).any() for array in checked):
         raise InputError("the scores are empty or hold NaN; give at least one positive and one negative score")

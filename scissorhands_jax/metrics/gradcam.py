@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import ApplyFn, Model, ModelState, Params
 from scissorhands_jax.errors import InputError, suggest
 from scissorhands_jax.models import CAM_LAYERS
@@ -69,9 +70,11 @@ def heatmaps(
       One map for each image, in [0, 1]. shape=(N, H, W), dtype=float32
 
     Raises:
-      InputError: The network has no such layer or calls it more than once, its output is not an image, shapes or labels
-        do not fit, or the network's numbers are not finite.
+      InputError: JAX cannot take the arrays (`data.check_numbers`), the network has no such layer or calls it more than
+        once, its output is not an image, shapes or labels do not fit, or the network's numbers are not finite.
     """
+    data_lib.check_numbers(images, "the array of images")
+    data_lib.check_not_masked(labels, "the labels")
     images, labels = jnp.asarray(images), np.asarray(labels)
     if images.ndim != 4 or images.shape[0] == 0 or labels.shape != images.shape[:1]:
         raise InputError(

@@ -52,13 +52,14 @@ def features(
       One row for each image. shape=(N, F), dtype=float32
 
     Raises:
-      InputError: There are no images, the network calls no linen `Dense` layer, or `batch_size` is below 1 or no whole
-        number.
+      InputError: There are no images, JAX cannot take them (`data.check_numbers`), the network calls no linen `Dense`
+        layer, or `batch_size` is below 1 or no whole number.
     """
     batch_size = data_lib.check_batch_size(batch_size)
     count = np.shape(images)[0]
     if not count:
         raise InputError("there are no images to take features of; give at least one")
+    data_lib.check_numbers(images, "the array of images")
     read = _reader(model.apply)
     parts = []
     for start in range(0, count, batch_size):
@@ -114,6 +115,8 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    for given in (known, known_labels, *(part for other in others for part in other)):
+        data_lib.check_not_masked(given, "features or labels")
     if not len(known) or not all(len(labels) for _, labels in others) or len(np.unique(known_labels)) < 2:
         raise InputError("a linear probe lacks examples; give examples of two classes to fit on and others to judge")
     if not all(np.isfinite(values).all() for values in (known, *(values for values, _ in others))):

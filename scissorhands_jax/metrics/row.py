@@ -105,7 +105,7 @@ def accuracy_numbers(found: Predictions, *, task: Task = CLASSIFICATION) -> dict
     """
     if task.labels is None:
         return _metric_numbers(found, task)
-    pairs = {name: (part.outputs, np.asarray(task.labels(part.examples))) for name, part in found.items()}
+    pairs = {name: (part.outputs, answers.labels_of(task, part.examples)) for name, part in found.items()}
     row: dict[str, Any] = {f"acc_{name}": accuracies.accuracy(*pair) for name, pair in pairs.items()}
     for name, pair in pairs.items():
         row[f"correct_{name}"], row[f"num_{name}"] = accuracies.correct(*pair), len(pair[1])
@@ -142,7 +142,7 @@ def attack_numbers(found: Predictions, *, seed: int, every_attack: bool, task: T
         losses = [answers.example_losses(task, *part) for part in sets]
         row = {"mia": attacks.loss_mia(*losses, seed=seed)}
         return row | {"mia_loss": attacks.loss_mia(*losses, seed=seed, attack="logistic")} if every_attack else row
-    pairs = [(part.outputs, np.asarray(task.labels(part.examples))) for part in sets]
+    pairs = [(part.outputs, answers.labels_of(task, part.examples)) for part in sets]
     attack = functools.partial(attacks.paper_mia, *(array for pair in pairs for array in pair), seed=seed)
     row = {"mia": attack()}
     if every_attack:
@@ -164,7 +164,7 @@ def attacked_examples(found: Predictions, *, seed: int, task: Task = CLASSIFICAT
       The logits of the examples, and of the examples their classes alone, as `label`.
     """
     assert task.labels is not None
-    labels = {name: np.asarray(task.labels(part.examples)) for name, part in found.items()}
+    labels = {name: answers.labels_of(task, part.examples) for name, part in found.items()}
     members, nonmembers = attacks.fitted_positions(len(labels["retain"]), len(labels["test"]), seed=seed)
     kept = {"forget": np.arange(len(labels["forget"])), "retain": members, "test": nonmembers}
     return {
