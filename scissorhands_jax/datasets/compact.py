@@ -100,8 +100,15 @@ def pack_cifar10(splits: Splits, folder: Path, *, parts: int = 2) -> list[list[P
       The files of each part. Copied into one folder they are the data set.
 
     Raises:
-      InputError: There are more parts than images, or none.
+      InputError: There are more parts than images, or none; images are of another type, or a label is no integer from
+        0 to 255. Nothing was written.
     """
+    for part in (splits.train, splits.test):
+        images, labels = part["image"], part["label"]
+        if images.dtype != np.uint8:
+            raise InputError(f"only images in uint8 can be packed, got {images.dtype}; give those of the archives")
+        if labels.dtype.kind not in "iu" or ((labels < 0) | (labels > 255)).any():
+            raise InputError("only labels that are integers from 0 to 255 can be packed; give those of the archives")
     count, train = len(splits.train["label"]), splits.train
     total = count + len(splits.test["label"])
     ends = [min(count, round(total * part / parts)) for part in range(1, parts)] if parts > 0 else []
@@ -166,16 +173,7 @@ def _checked(data_dir: Path) -> dict[str, str]:
 
 
 def _encoded(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """One compact file of images (N, H, W, 3), uint8; `_read` says what is in it.
-
-    Raises:
-      InputError: The images are of another type, or a label is outside of 0 to 255.
-    """
-    if images.dtype != np.uint8 or (labels.size and not 0 <= labels.min() <= labels.max() <= 255):
-        raise InputError(
-            f"only images in uint8 with labels from 0 to 255 can be packed, got {images.dtype} and labels from "
-            f"{labels.min()} to {labels.max()}"
-        )
+    """One compact file of images (N, H, W, 3), uint8; `_read` says what is in it."""
     residual = np.empty((3, *images.shape[:3]), np.uint8)
     for start in range(0, len(images), _ENCODED_AT_ONCE):
         part = slice(start, start + _ENCODED_AT_ONCE)

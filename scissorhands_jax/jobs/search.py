@@ -167,7 +167,9 @@ def searched_space(settings: MethodSettings, space: Mapping[str, Range | Choices
     """
     stays = {name for name in space if getattr(settings, name, 0) is None}
     if isinstance(settings, TrainingSettings):
-        usual = type(settings)()
+        defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+        changes: dict[str, Any] = {name: defaults[name] for name in ("milestones", "gamma")}
+        usual = dataclasses.replace(settings, **changes)  # A recipe puts its own in the place of None.
         if settings.milestones not in ((), usual.milestones) or settings.gamma != usual.gamma:
             stays.add("schedule")
     return {name: searched for name, searched in space.items() if name not in stays}

@@ -119,10 +119,16 @@ class TestPacking:
     )
 
     def test_what_bytes_do_not_hold_is_refused(self, tmp_path):
-        for key, wrong in (("image", np.float32), ("label", np.int64)):
-            train = self.SPLITS.train | {key: self.SPLITS.train[key].astype(wrong) * (300 if key == "label" else 1)}
-            with pytest.raises(InputError, match="only images in uint8 with labels from 0 to 255 can be packed"):
-                compact.pack_cifar10(self.SPLITS._replace(train=train), tmp_path / "packed")
+        images, labels = self.SPLITS.test["image"], self.SPLITS.test["label"]
+        for wrong, message in (
+            ({"image": images.astype(np.float32)}, "only images in uint8 can be packed, got float32"),
+            ({"label": labels.astype(np.int64) + 250}, "only labels that are integers from 0 to 255"),
+            ({"label": labels.astype(np.int64) - 20}, "only labels that are integers from 0 to 255"),
+            ({"label": labels.astype(np.float32)}, "only labels that are integers from 0 to 255"),
+        ):
+            with pytest.raises(InputError, match=message):
+                compact.pack_cifar10(self.SPLITS._replace(test=self.SPLITS.test | wrong), tmp_path / "packed")
+        assert not (tmp_path / "packed").exists()
 
     @pytest.mark.parametrize("parts", [1, 2, 3])
     def test_parts_joined_are_the_images_without_loss(self, tmp_path, parts):

@@ -95,6 +95,13 @@ def test_the_schedule_stays_where_its_steps_were_given():
     for settings, searched in ((given, False), (METHODS["finetune"](gamma=0.5), False), (METHODS["finetune"](), True)):
         assert ("schedule" in search.searched_space(settings, settings.search_ranges)) is searched
     assert "schedule" in search.searched_space(METHODS["finetune"](milestones=()), given.search_ranges)
+    for kind in METHODS.values():
+        for settings in (
+            (kind(), kind(epochs=2), kind(epochs=2, milestones=(), schedule="linear")) if kind().epochs else ()
+        ):
+            assert set(search.searched_space(settings, settings.search_ranges)) == {
+                name for name in settings.search_ranges if getattr(settings, name) is not None
+            }
 
 
 def test_trials_of_another_search_are_refused():
