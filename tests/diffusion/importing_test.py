@@ -256,6 +256,7 @@ def test_what_a_model_is_made_of_is_not_replaced_by_it(folder, random_model, tmp
         for refused in (
             lambda replace: importing.import_weights(dict.fromkeys(PARTS, whole), whole, TINY, overwrite=replace),
             lambda replace: importing.import_weights({"text": whole / FILES["text"]}, whole, TINY, overwrite=replace),
+            lambda replace: importing.import_weights({"unet": whole}, whole, TINY, overwrite=replace),
             lambda replace: importing.make_random(whole, TINY, tokenizer=whole, overwrite=replace),
             lambda replace: exporting.export_weights(model, model, overwrite=replace),
         ):
