@@ -64,7 +64,7 @@ def fill(
 
     def trials_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         original.update(document["original"] or {})
-        return {_title(trial["method"], trial["rate"]): trial for trial in document["trials"]}
+        return _trials_of(document)
 
     def compose(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         trials = [*results.values()]
@@ -99,6 +99,11 @@ def fill(
             }
             results.fill(cases, console, shown=lambda trial: trial["score"] and round(trial["score"], 2))
         return results.document()
+
+
+def _trials_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The trials of a file by their titles."""
+    return {_title(trial["method"], trial["rate"]): trial for trial in document["trials"]}
 
 
 def _common(settings: FactsSettings) -> dict[str, Any]:

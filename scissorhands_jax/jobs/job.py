@@ -15,7 +15,7 @@ from scissorhands_jax import augmentation, datasets, hashing, losses
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.datasets import forget_sets
-from scissorhands_jax.errors import InputError, check_seed
+from scissorhands_jax.errors import InputError, check_choice, check_seed
 from scissorhands_jax.jobs import held_out, runs
 from scissorhands_jax.jobs.config import NetworkConfig, RunConfig, check_finite_settings
 from scissorhands_jax.jobs.earlier_runs import Past, past_of
@@ -283,7 +283,12 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
     """
     check_seed(config.seed)
     check_finite_settings(config)
-    if type(config.method) is not METHODS.get(config.method_name):
+    check_choice("method_name", config.method_name, METHODS)
+    if config.method is None:
+        raise InputError(
+            f"the settings of {config.method_name} are missing; give a {METHODS[config.method_name].__name__} as method"
+        )
+    if type(config.method) is not METHODS[config.method_name]:
         raise InputError(
             f"method_name is {config.method_name!r}, and the settings are {type(config.method).__name__}, those of "
             "another method; choose the method with --method, which takes its settings along"

@@ -24,7 +24,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import read_run_config
 from scissorhands_jax.jobs.job import prepare_job
-from scissorhands_jax.methods import MethodSettings
+from scissorhands_jax.methods import METHODS
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.intervals import Estimate
 from tests.deletion import forking, trained
@@ -606,6 +606,6 @@ class TestFindings:
 def test_a_forget_set_is_counted_among_what_was_trained_on(asked):
     with Ledger(asked) as book:
         network = config_in_use(book, deletion.Subject())
-    settings = MethodSettings()
-    job = prepare_job(RunConfig(**vars(network), forget=f"indices:{asked.parent / 'forty'}", method=settings))
+    config = RunConfig(**vars(network), forget=f"indices:{asked.parent / 'forty'}", method=METHODS["scissorhands"]())
+    job = prepare_job(config)
     np.testing.assert_array_equal(deletion_audits._within(job), np.arange(20, 60))

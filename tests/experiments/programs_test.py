@@ -274,8 +274,8 @@ def test_where_nothing_can_be_written_nothing_is_measured(module, tmp_path, monk
         ("diffusion_full_cpu", {"config": "sd-v1"}, {"results_of": diffusion_full._stages_of}),
         (
             "facts_rates",
-            {"settings": dataclasses.asdict(facts_rates.FactsSettings(seed=facts_rates.SEED))},
-            {"results_of": lambda document: {str(n): trial for n, trial in enumerate(document["trials"])}},
+            {"settings": facts_rates._common(facts_rates.FactsSettings(seed=facts_rates.SEED))},
+            {"results_of": facts_rates._trials_of},
         ),
     ],
 )

@@ -204,6 +204,7 @@ class TestRefusals:
             (["--memory", "0"], "--memory must be above 0 GiB and finite, got 0"),
             (["--memory", "inf"], "--memory must be above 0 GiB and finite, got inf"),
             (["method_name=retrain"], "method_name is 'retrain', and the settings are ScissorhandsSettings"),
+            (["method_name=retran"], "method_name is 'retran'; choose one of retrain, "),
             (["--devices", "0"], "--devices must be at least 1, got 0"),
             (["--devices", "3"], "3 devices cannot share a batch of 128 examples"),
             (["method.microbatches=3"], "a batch of 128 examples cannot be divided into 3 equal microbatches"),
