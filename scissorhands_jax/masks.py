@@ -18,7 +18,7 @@ import optax
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Mask, PyTree, Scores, Selection
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_whole
 
 _CANDIDATES = 7  # Seven candidates split the range into eight parts.
 
@@ -44,7 +44,8 @@ def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = No
         `shard_map`, where only a shard of the scores is at hand.
     """
     check_fraction(fraction)
-    return top_k(scores, max(1, round(fraction * trees.count_weights(scores, rank))), rank=rank)
+    total = trees.count_weights(scores, rank)
+    return top_k(scores, min(total, max(1, round(fraction * total))), rank=rank)
 
 
 def check_fraction(fraction: float) -> None:
@@ -58,9 +59,22 @@ def check_fraction(fraction: float) -> None:
 
 
 def top_k(scores: Scores, k: int | jax.Array, *, rank: Selection | None = None) -> Mask:
-    """Marks the `k` largest scores. Otherwise like `top_fraction`; `k` may be traced by jit."""
+    """Marks the `k` largest scores. Otherwise like `top_fraction`.
+
+    Args:
+      scores: A pytree of non-negative floating point arrays.
+      k: How many of the n ranked scores are marked, a whole number from 0 to n. It may be traced by jit, where another
+        number cannot be refused: less than 0 then marks nothing, and more than n marks everything.
+      rank: The leaves whose scores are ranked; see `top_fraction`.
+
+    Returns:
+      A pytree of bools with the structure and shapes of `scores`.
+
+    Raises:
+      InputError: `k` is no whole number from 0 to n, or as for `top_fraction`.
+    """
     chosen = _ranked(scores, rank)
-    return _scatter(scores, _mark_largest(chosen, jnp.asarray(k, _counter(chosen))), rank)
+    return _scatter(scores, _mark_largest(chosen, _count(k, chosen, least=0)), rank)
 
 
 def bottom_fraction(scores: Scores, fraction: float, *, rank: Selection | None = None) -> Mask:
@@ -92,11 +106,15 @@ def kth_largest(scores: Scores, k: int | jax.Array, *, rank: Selection | None = 
 
     Args:
       scores: A pytree of non-negative floating point arrays.
-      k: The rank, counted from 1. It may be traced by jit.
+      k: The rank among the n ranked scores, a whole number from 1 to n. It may be traced by jit, where another number
+        cannot be refused: less than 1 then gives NaN, and more than n gives 0.
       rank: The leaves whose scores are ranked; see `top_fraction`.
+
+    Raises:
+      InputError: `k` is no whole number from 1 to n, or as for `top_fraction`.
     """
     chosen = _ranked(scores, rank)
-    return _kth_largest(chosen, jnp.asarray(k, _counter(chosen)))
+    return _kth_largest(chosen, _count(k, chosen, least=1))
 
 
 def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = None) -> tuple[Mask, jax.Array]:
@@ -107,19 +125,21 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
 
     Args:
       scores: A pytree of non-negative floating point arrays.
-      kept: The share of the ranked scores not to mark.
+      kept: The share of the ranked scores not to mark, above 0 and at most 1.
       rank: The leaves whose scores are ranked; see `top_fraction`.
 
     Returns:
       The mask, and the threshold as a scalar.
 
     Raises:
-      InputError: k is below 1 or above n, so that there is no k-th smallest score, or as for `top_fraction`.
+      InputError: `kept` is no share, k is below 1, so that there is no k-th smallest score, or as for `top_fraction`.
     """
+    if not 0 < kept <= 1:
+        raise InputError(f"kept must lie above 0 and at most at 1, got {kept}; 0.97 trims three per cent")
     chosen = _ranked(scores, rank)
     total = trees.count_weights(scores, rank)
     k = int(kept * total)
-    if not 1 <= k <= total:
+    if k < 1:
         raise InputError(f"keeping {kept} of {total} weights leaves k = {k}, outside 1 to {total}; change the fraction")
     kth = kth_largest(scores, total - k + 1, rank=rank)
     largest, smallest = _extremes([leaf for leaf in chosen if leaf.size])
@@ -145,7 +165,8 @@ def mask_updates() -> optax.GradientTransformationExtraArgs:
 
     If gradients were masked at the start of the chain, weight decay and momentum would still move the frozen weights;
     masking the final update keeps these weights bit for bit. `update(updates, state, params, *, mask)` requires the
-    mask, a pytree of bools like `updates`, as a keyword.
+    mask as a keyword: a pytree of bools with the structure and shapes of `updates`, where a single bool may stand for a
+    whole array. A mask of other shapes is an `InputError`.
     """
 
     def init(params):
@@ -154,6 +175,7 @@ def mask_updates() -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, *, mask, **extra_args):
         del params, extra_args
+        trees.check_mask(mask, updates)
 
         # The zero is negative because adding positive zero would turn a weight of -0.0 into 0.0.
         def masked(update, keep):
@@ -188,6 +210,17 @@ def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
         raise InputError("a score is negative, but scores are sizes; take their absolute values, or add an offset")
     dtype = jnp.promote_types(jnp.result_type(*chosen), jnp.float32)
     return [leaf.astype(dtype) for leaf in chosen]
+
+
+def _count(k: int | jax.Array, leaves: list[jax.Array], *, least: int) -> jax.Array:
+    """Returns a number of ranked scores as an integer of shape (), or refuses it where it can be seen."""
+    counter = _counter(leaves)
+    if isinstance(k, jax.core.Tracer):
+        return jnp.asarray(k, counter)
+    count, total = check_whole("k", k, least), sum(leaf.size for leaf in leaves)
+    if count > total:
+        raise InputError(f"k must be at most {total}, the number of ranked scores, got {count}; choose a smaller one")
+    return jnp.asarray(count, counter)
 
 
 def _has_negative(leaves: list[jax.Array]) -> bool:

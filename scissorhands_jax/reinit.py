@@ -44,7 +44,8 @@ def reinitialize(
     Args:
       key: A typed PRNG key.
       params: A pytree of floating point arrays.
-      mask: A pytree of bools with the structure and shapes of `params`. Weights marked True are replaced.
+      mask: A pytree of bools with the structure and shapes of `params`, where a single bool may stand for a whole
+        array. Weights marked True are replaced.
       initializer: `(key, shape, dtype) -> array`, one from this module or from `jax.nn.initializers`; its name in
         `INITIALIZERS`; or `ByName`, for a choice by the name of the leaf.
       trim: The leaves that may change, as `trees.select` returns them. Nothing is drawn for the others. By default
@@ -54,9 +55,10 @@ def reinitialize(
       A new pytree like `params`.
 
     Raises:
-      InputError: The initializer is none of these.
+      InputError: The initializer is none of these, or the mask has another structure or other shapes than `params`.
     """
     initializer = initializer_of(initializer)
+    trees.check_mask(mask, params)
 
     def leaf(position, path, weights, marked, chosen):
         if not chosen:
@@ -99,14 +101,15 @@ def fan_in(name: str, shape: tuple[int, ...], *, out_axis: int | None = None) ->
     | `kernel` of `query`, `key` or `value` | Flax's attention: inputs, heads, features | the last two axes |
     | any other, such as `kernel` | Flax | the last axis |
 
-    In a grouped convolution only the inputs of the group count. Arrays with fewer than two axes have a fan-in of 1.
+    In a grouped convolution only the inputs of the group count. Biases, scales and other arrays with fewer than two
+    axes (`trees.is_vector`) have a fan-in of 1, whatever `out_axis` is.
 
     Args:
       name: The name of the array in the tree, such as `layer1/0/conv1/kernel`.
       shape: The shape of the array.
-      out_axis: The axis of the outputs, whatever the name says. The default goes by the name.
+      out_axis: The axis of the outputs of a kernel, whatever its name says. The default goes by the name.
     """
-    if len(shape) < 2:
+    if trees.is_vector(name, shape):
         return 1
     *_, layer, last = ("", "", *name.split("/"))
     if out_axis is not None:
@@ -237,14 +240,27 @@ def ones() -> Initializer:
 
 
 def published(*, out_axis: int | None = None) -> ByName:
-    """Returns the rule of the published code: biases become 0, and all other leaves are drawn from `uniform()`."""
+    """Returns the rule of the published code: biases (`trees.is_bias`) become 0, all other leaves are drawn from
+    `uniform()`."""
     return with_zero_biases(uniform(out_axis=out_axis))
 
 
 def with_zero_biases(initializer: Initializer | ByName | str) -> ByName:
-    """Returns a rule by which biases become 0 and all other leaves are drawn from the given initializer."""
+    """Returns a rule by which biases (`trees.is_bias`) become 0 and all other leaves are drawn from the given
+    initializer."""
     initializer = initializer_of(initializer)
-    return ByName(lambda name: zeros() if name.split("/")[-1] == "bias" else _of_leaf(initializer, name))
+    return ByName(lambda name: _ZeroBiases(_of_leaf(initializer, name), name))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ZeroBiases:
+    """Sets the array with a name to 0 if it holds biases, which its shape tells as well, and draws it otherwise."""
+
+    draw: Initializer
+    name: str
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return zeros()(key, shape, dtype) if trees.is_bias(self.name, shape) else self.draw(key, shape, dtype)
 
 
 INITIALIZERS: dict[str, Callable[[], Initializer]] = {

@@ -19,7 +19,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scissorhands_jax.base import Params, PyTree, Selection
+from scissorhands_jax.base import Mask, Params, PyTree, Selection
 from scissorhands_jax.errors import InputError, listed
 
 _logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ See `select`.
 
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 _NOT_FINITE = {"nan": jnp.isnan, "inf": jnp.isinf}
+_FURTHER_BIAS = re.compile(r"bias_(?!kernel|weight)\w*|\w+_bias")  # such as `bias_ih`, `bias_n` and `in_proj_bias`
 
 
 def path_name(path: tuple) -> str:
@@ -98,6 +99,33 @@ def _near(where: str, names: list[str]) -> list[str]:
         for part in difflib.get_close_matches(word, parts, n=2, cutoff=0.6):
             near += [name for name in names if part in name.split("/")]
     return list(dict.fromkeys(near))[:5] or names[:5]
+
+
+def is_bias(name: str, shape: tuple[int, ...]) -> bool:
+    """Says whether an array holds the biases of a layer.
+
+    That is what is called `bias`, whatever its shape: Equinox's convolutions have (outputs, 1, 1), Flax's attention
+    (heads, features), stacked layers (layers, outputs). A name of several words of which `bias` is the first or last,
+    such as `bias_ih`, `bias_n` or `in_proj_bias`, holds biases if at most one axis is longer than 1: a table such as
+    `relative_position_bias` holds none, and neither does anything called `bias_kernel` or `bias_weight`.
+
+    Args:
+      name: The name of the array in the tree, such as `layer1/0/conv1/bias`, of which the last part counts.
+      shape: The shape of the array.
+    """
+    last = name.rpartition("/")[2]
+    return last == "bias" or (_FURTHER_BIAS.fullmatch(last) is not None and sum(size != 1 for size in shape) < 2)
+
+
+def is_vector(name: str, shape: tuple[int, ...]) -> bool:
+    """Says whether an array is no kernel: it has fewer than two axes, holds biases (`is_bias`), or is called `scale`.
+
+    The scales of a LayerNorm of Equinox or PyTorch over several axes are called `weight` and count as a kernel.
+
+    Args:
+      name, shape: As for `is_bias`.
+    """
+    return len(shape) < 2 or is_bias(name, shape) or name.rpartition("/")[2] == "scale"
 
 
 def is_typed(leaf: Any) -> bool:
@@ -315,9 +343,53 @@ def entries_not_finite(tree: PyTree, found: Iterable[tuple[str, str]]) -> dict[t
     return {(name, kind): on_host(_NOT_FINITE[kind](leaves[name])) for name, kind in sorted(found)}
 
 
-def where(mask: PyTree, a: PyTree, b: PyTree) -> PyTree:
-    """Takes each weight from `a` where the mask is True, and from `b` elsewhere. All three have the same structure."""
+def where(mask: Mask, a: PyTree, b: PyTree) -> PyTree:
+    """Takes each weight from `a` where the mask is True, and from `b` elsewhere.
+
+    Args:
+      mask: A pytree of bools with the structure and shapes of `a`, where a single bool may stand for a whole array.
+      a, b: Pytrees of arrays, of the same structure and shapes.
+
+    Raises:
+      InputError: The mask or `b` has another structure or other shapes than `a`.
+    """
+    check_mask(mask, a)
+    _check_shapes(b, a, "the other tree", "give two trees of the same shapes")
     return jax.tree.map(jnp.where, mask, a, b)
+
+
+def check_mask(mask: Mask, tree: PyTree) -> None:
+    """Refuses a mask that does not say of every weight by itself whether it is marked. Only shapes are read.
+
+    A mask of another shape would be broadcast: one of shape (3,) marks whole columns of weights of shape (3, 3), and
+    weights of shape (3,) come out of one of shape (2, 3) in that shape.
+
+    Args:
+      mask: The mask: an array of bools for each array, or a single bool, of Python or of shape (), for all of it.
+      tree: The arrays that it is for. What `optax.masked` and the like put in the place of one is passed over.
+
+    Raises:
+      InputError: The mask is another tree, or an array of it has another shape; the message names the array.
+    """
+    advice = "give one bool for each weight, or a single one for all of an array"
+    _check_shapes(mask, tree, "the mask", advice, single=True)
+
+
+def _check_shapes(other: PyTree, tree: PyTree, what: str, advice: str, *, single: bool = False) -> None:
+    """Refuses a tree of another structure or other shapes than a first one. With `single`, it may have shapes ()."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_placeholder)
+    structure: Any = jax.tree.structure(tree, is_leaf=is_placeholder)
+    try:
+        others = structure.flatten_up_to(other)
+    except ValueError as error:
+        raise InputError(f"{what} is another tree than that of the arrays: {error}; {advice}") from error
+    for (path, leaf), found in zip(leaves, others, strict=True):
+        expected = jnp.shape(leaf) if not is_placeholder(leaf) else None
+        shape = () if isinstance(found, bool | int | float) else getattr(found, "shape", None)
+        if expected is None or shape == expected or (single and shape == ()):
+            continue
+        kind = f"a {type(found).__name__}" if shape is None else f"shape {shape}"
+        raise InputError(f"{what} has {kind} at {path_name(path) or 'its root'} and needs shape {expected}; {advice}")
 
 
 def copy(tree: PyTree) -> PyTree:

@@ -101,6 +101,24 @@ class TestTopK:
         for k in range(1, 5):
             np.testing.assert_array_equal(mark(scores, k), expected_mask(scores, k))
 
+    @pytest.mark.parametrize("k", [-1, 13])
+    def test_a_count_that_cannot_be_is_refused(self, k):
+        scores = {"a": jnp.arange(8.0), "b": jnp.arange(4.0), "c": jnp.ones(9)}
+        for run in (masks.top_k, masks.kth_largest):
+            with pytest.raises(InputError, match=f"k must be at (least [01]|most 12, the number of .*), got {k}"):
+                run(scores, k, rank=trees.select(scores, "a|b"))
+            with pytest.raises(InputError, match=r"k must be a whole number, got 2\.7"):
+                run(scores, 2.7)
+        with pytest.raises(InputError, match="k must be at least 1, got 0"):
+            masks.kth_largest(scores, 0)
+
+    def test_a_traced_count_that_cannot_be_does_what_is_documented(self):
+        scores = jnp.arange(1.0, 5.0)
+        mark, rank = jax.jit(masks.top_k), jax.jit(masks.kth_largest)
+        assert [mark(scores, k).tolist() for k in (-1, 0, 5)] == [[False] * 4, [False] * 4, [True] * 4]
+        assert [np.isnan(rank(scores, k)).item() for k in (-1, 0)] == [True, True]
+        assert float(rank(scores, 5)) == 0
+
     def test_vmap_marks_each_row(self):
         rows = jnp.asarray(np.random.default_rng(0).integers(0, 4, (5, 12)), jnp.float32)
         counts = jnp.array([1, 3, 5, 7, 12])
@@ -270,6 +288,11 @@ class TestKeptFraction:
         with pytest.raises(InputError, match=r"keeping 0.1 of 6 weights leaves k = 0"):
             masks.kept_fraction_mask(jnp.arange(6.0), 0.1)
 
+    @pytest.mark.parametrize("kept", [0.0, -0.5, 1.01, np.nan, np.inf])
+    def test_keeping_what_is_no_share_is_refused(self, kept):
+        with pytest.raises(InputError, match=f"kept must lie above 0 and at most at 1, got {kept}"):
+            masks.kept_fraction_mask(jnp.arange(6.0), kept)
+
 
 def test_restrict_clears_what_is_not_selected():
     mask = {"a": jnp.array([True, False]), "b": jnp.array([True, True])}
@@ -319,6 +342,16 @@ class TestMaskUpdates:
         transform = optax.masked(masks.mask_updates(), {"a": True, "b": False})
         updates, _ = transform.update(params, transform.init(params), params, mask=mask)
         assert jax.tree.map(lambda leaf: leaf.tolist(), updates) == {"a": [1.0, 0.0], "b": [1.0, 1.0]}
+
+    def test_a_mask_has_the_shapes_of_the_updates_or_one_bool_for_an_array(self):
+        updates = {"w": jnp.ones((3, 3)), "v": jnp.ones(3)}
+        marks = jax.tree.map(lambda leaf: leaf > 0, updates)
+        transform = masks.mask_updates()
+        whole, _ = transform.update(updates, optax.EmptyState(), mask={"w": True, "v": jnp.array(False)})
+        assert jax.tree.map(lambda leaf: leaf.tolist(), whole) == {"w": [[1] * 3] * 3, "v": [0] * 3}
+        for wrong in ({"w": jnp.ones(3, bool)}, {"v": jnp.ones((2, 3), bool)}):
+            with pytest.raises(InputError, match=r"the mask has shape .* and needs shape"):
+                transform.update(updates, optax.EmptyState(), mask=marks | wrong)
 
     def test_a_missing_mask_is_a_type_error(self):
         transform = optax.chain(optax.sgd(0.1), masks.mask_updates())

@@ -168,6 +168,12 @@ def test_every_layer_is_drawn_in_the_size_of_its_frameworks_own(layers, ratio):
                 assert found == pytest.approx(ratio, rel=6 * math.sqrt(2 / own.size) + 0.02), (layer, name, own.shape)
 
 
+def test_the_fan_in_of_biases_is_one_whatever_their_shape():
+    for name, shape in (("conv/bias", (64, 1, 1)), ("query/bias", (4, 16)), ("conv/bias", (64,))):
+        assert [reinit.fan_in(name, shape, out_axis=axis) for axis in (None, 0)] == [1, 1]
+    assert reinit.fan_in("conv/kernel", (64, 1, 1)) == 64
+
+
 def test_tables_of_equinox_and_pytorch_are_drawn_by_their_name():
     table = {"embedding_table": {"weight": eqx.nn.Embedding(400, 64, key=KEY).weight}}
     everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), table)
@@ -205,6 +211,35 @@ def test_published_zeroes_biases_and_draws_everything_else_uniformly():
     assert np.min(fresh["norm"]["scale"]) == pytest.approx(-1, rel=1e-2)
     assert np.max(fresh["norm"]["scale"]) == pytest.approx(1, rel=1e-2)
     assert np.all(fresh["bias"][0] != 0)  # a list below "bias" is no leaf of that name
+
+
+def test_published_zeroes_the_biases_of_every_framework():
+    params = {"cell": from_equinox(eqx.nn.GRUCell(3, 5, key=KEY)).params}
+    params |= {"torch": {"bias_ih": jnp.ones(4), "bias_hh": jnp.ones(4)}}
+    params |= {"query": {"bias": jnp.ones((4, 16)), "bias_kernel": jnp.ones((4, 16))}}
+    mask = jax.tree.map(lambda leaf: True, params)
+    for initializer in (reinit.published(), reinit.with_zero_biases("normal")):
+        fresh = reinit.reinitialize(KEY, params, mask, initializer=initializer)
+        rows = zip(trees.leaf_names(fresh), jax.tree.leaves(fresh), strict=True)
+        found = [name for name, leaf in rows if not leaf.any()]
+        assert found == ["cell/bias", "cell/bias_n", "query/bias", "torch/bias_hh", "torch/bias_ih"]
+
+
+def test_a_mask_has_the_shapes_of_the_weights_or_one_bool_for_an_array():
+    params = {"w": jnp.zeros((3, 3)), "v": jnp.zeros(3)}
+    marks = {"w": jnp.eye(3, dtype=bool), "v": jnp.zeros(3, bool)}
+
+    def draw(params, mask):
+        return reinit.reinitialize(KEY, params, mask, initializer=reinit.ones())
+
+    assert draw(params, {"w": True, "v": jnp.array(False)})["w"].all()
+    for run in (draw, jax.jit(draw)):
+        with pytest.raises(InputError, match=r"the mask has shape \(3,\) at w and needs shape \(3, 3\); give one bool"):
+            run(params, marks | {"w": jnp.array([True, False, False])})
+        with pytest.raises(InputError, match=r"the mask has shape \(2, 3\) at v and needs shape \(3,\)"):
+            run(params, marks | {"v": jnp.ones((2, 3), bool)})
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), marks)
+    np.testing.assert_array_equal(jax.vmap(draw, (None, 0))(params, stacked)["w"], stacked["w"])
 
 
 @pytest.mark.parametrize("name", list(reinit.INITIALIZERS))

@@ -94,6 +94,35 @@ def test_select_works_on_shapes_without_values():
     assert chosen(shapes, "layer30") == ["layer30/kernel"]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "is_bias"),
+    [
+        ("conv/bias", (64, 1, 1), True),  # of Equinox
+        ("query/bias", (4, 16), True),  # of Flax
+        ("bias", (), True),
+        ("cell/bias_n", (8,), True),
+        ("lstm/bias_hh_l0", (32,), True),
+        ("attention/in_proj_bias", (96,), True),
+        ("attention/bias_k", (1, 1, 32), True),
+        ("cell/bias_n", (4, 8), False),
+        ("relative_position_bias", (4, 49), False),
+        ("bias_kernel", (8, 1), False),
+        ("bias_weight_ih", (8,), False),
+        ("bias/kernel", (8, 4), False),
+        ("bias/0", (8,), False),
+        ("scale", (8,), False),
+    ],
+)
+def test_biases_are_known_by_name_and_shape(name, shape, is_bias):
+    assert trees.is_bias(name, shape) == is_bias
+    assert trees.is_vector(name, shape) == (is_bias or len(shape) < 2)
+
+
+def test_scales_are_vectors_whatever_their_shape():
+    assert trees.is_vector("norm/scale", (3, 8))
+    assert not trees.is_bias("norm/scale", (3, 8))
+
+
 def test_size_counts_all_or_only_selected_leaves():
     assert trees.count_weights(network()) == 7 + 1 + 4 + 4 + 4 + 72 + 10
     assert trees.count_weights(network(), trees.select(network(), "layer30|head")) == 7 + 1 + 4 + 10
@@ -166,6 +195,19 @@ def test_where_takes_each_weight_from_one_of_two_trees():
     mask = jax.tree.map(lambda leaf: np.asarray(leaf) > 0, a)
     merged = jax.jit(trees.where)(mask, a, b)
     np.testing.assert_array_equal(flat(merged), np.where(flat(mask), flat(a), flat(b)))
+
+
+def test_where_takes_one_bool_for_a_whole_array_and_refuses_other_shapes():
+    a, b = {"w": jnp.ones((3, 3)), "v": jnp.ones(3)}, {"w": jnp.zeros((3, 3)), "v": jnp.zeros(3)}
+    merged = trees.where({"w": True, "v": jnp.array(False)}, a, b)
+    assert (merged["w"].tolist(), merged["v"].tolist()) == ([[1] * 3] * 3, [0] * 3)
+    marks = jax.tree.map(lambda leaf: leaf > 0, a)
+    with pytest.raises(InputError, match=r"the mask has shape \(3,\) at w and needs shape \(3, 3\); give one"):
+        trees.where(marks | {"w": jnp.ones(3, bool)}, a, b)
+    with pytest.raises(InputError, match=r"the other tree has shape \(3,\) at w and needs shape \(3, 3\)"):
+        trees.where(marks, a, b | {"w": jnp.zeros(3)})
+    with pytest.raises(InputError, match="the mask is another tree than that of the arrays"):
+        trees.where({"w": marks["w"]}, a, b)
 
 
 def test_what_is_not_finite_is_named_by_kind():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Key, Method, Params
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.measuring import Network, measure_answers
@@ -31,7 +32,8 @@ def rounded_weights(params: Params, bits: int, *, block: int = BLOCK) -> Params:
     """Weights rounded to the nearest of 2^bits - 1 levels, as a network that is stored in so few bits has them.
 
     Each run of `block` weights of an array, in the order of its last axes, has a scale of its own, so that its largest
-    weight is the outermost level. Arrays with fewer than two axes stay as they are.
+    weight is the outermost level. Biases, scales and other arrays with fewer than two axes (`trees.is_vector`) stay as
+    they are.
 
     Args:
       params: Weights, a pytree of arrays.
@@ -48,8 +50,8 @@ def rounded_weights(params: Params, bits: int, *, block: int = BLOCK) -> Params:
         raise InputError(f"bits must lie from 2 to 16 and a block have at least one weight, got {bits} and {block}")
     levels = 2 ** (bits - 1) - 1
 
-    def rounded(leaf: jax.Array) -> jax.Array:
-        if jnp.ndim(leaf) < 2:
+    def rounded(path: tuple, leaf: jax.Array) -> jax.Array:
+        if trees.is_vector(trees.path_name(path), jnp.shape(leaf)):
             return leaf
         flat = jnp.ravel(leaf).astype(jnp.float32)
         blocks = jnp.pad(flat, (0, -flat.size % block)).reshape(-1, block)
@@ -57,7 +59,7 @@ def rounded_weights(params: Params, bits: int, *, block: int = BLOCK) -> Params:
         near = jnp.round(blocks / jnp.where(scale > 0, scale, 1)) * scale
         return near.reshape(-1)[: flat.size].reshape(leaf.shape).astype(leaf.dtype)
 
-    return jax.tree.map(rounded, params)
+    return jax.tree_util.tree_map_with_path(rounded, params)
 
 
 class Relearned(NamedTuple):

@@ -96,7 +96,10 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
     def axes_of(name: str) -> tuple[int, int]:
         return spatial_axes or ((2, 3) if reinit.outputs_first(name) else (0, 1))
 
-    selection = jax.tree.map(lambda leaf, chosen: chosen and leaf.ndim == 4, params, trees.select(params, kernels))
+    def transposed(path, leaf, chosen):  # The biases of Equinox's convolutions over volumes have four axes as well.
+        return chosen and leaf.ndim == 4 and not trees.is_vector(trees.path_name(path), leaf.shape)
+
+    selection = jax.tree_util.tree_map_with_path(transposed, params, trees.select(params, kernels))
     chosen = [
         (name, leaf.shape, tuple(leaf.shape[axis] for axis in axes_of(name)))
         for name, (leaf, is_kernel) in zip(trees.leaf_names(params), trees.zip_leaves(params, selection), strict=True)

@@ -48,9 +48,9 @@ class MsgOptions:
     kept_scale: float = 0.1
     """The factor of the gradients of the kernels' other weights during fine-tuning, at least 0."""
     kernels: Where = None
-    """The kernels, as a pattern for `trees.select`; arrays with fewer than two axes are left out. None is all kernels
-    of convolutions over images, which have four axes or more; in a network without any, it is all arrays with two axes
-    or more."""
+    """The kernels, as a pattern for `trees.select`; biases, scales and other arrays with fewer than two axes
+    (`trees.is_vector`) are left out. None is all kernels of convolutions over images, which have four axes or more; in
+    a network without any, it is all others."""
     mode: Mode = "paper"
     """"paper" takes the gradients in evaluation mode, every example counting the same. "authors" takes them as the
     published code does, in training mode, every batch counting the same, and both passes move the network's state."""
@@ -151,9 +151,15 @@ def smallest_in_each(scores: Scores, fraction: float, selection: Selection) -> M
 def _kernels(params: Params, where: Where) -> Selection:
     """The leaves that `MsgOptions.kernels` names."""
     axes = 4 if where is None and trees.has_image_kernels(params) else 2
-    selection = jax.tree.map(lambda leaf, chosen: chosen and leaf.ndim >= axes, params, trees.select(params, where))
+
+    def is_kernel(path, leaf, chosen):
+        return chosen and leaf.ndim >= axes and not trees.is_vector(trees.path_name(path), leaf.shape)
+
+    selection = jax.tree_util.tree_map_with_path(is_kernel, params, trees.select(params, where))
     if not any(jax.tree.leaves(selection)):
-        raise InputError(f"kernels = {where!r} selects only arrays with fewer than two axes; name kernels")
+        raise InputError(
+            f"kernels = {where!r} selects only biases, scales and other arrays with fewer than two axes; name kernels"
+        )
     return selection
 
 

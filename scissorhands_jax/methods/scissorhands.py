@@ -87,9 +87,9 @@ class ScissorhandsOptions:
     """The leaves whose weights are ranked, as a pattern for `trees.select`. None is the trimmed ones, in authors' mode
     all."""
     trim: Where = None
-    """The leaves that are trimmed, as a pattern for `trees.select`; biases and scales (fewer than two axes) stay unless
-    the semantics have `trim_vectors`, and names with "bn" where they have `skip_bn_names`. None is all others; the
-    command line then takes the upper layers of a network that it knows."""
+    """The leaves that are trimmed, as a pattern for `trees.select`; biases, scales and other arrays with fewer than two
+    axes (`trees.is_vector`) stay unless the semantics have `trim_vectors`, and names with "bn" where they have
+    `skip_bn_names`. None is all others; the command line then takes the upper layers of a network that it knows."""
     project: Where = None
     """The leaves whose gradients are projected, as a pattern for `trees.select`. None is all."""
     projected: bool = True

@@ -35,9 +35,9 @@ class Semantics:
     """Whether leaves with "bn" in their names are exempt from trimming. The BatchNorm of a downsample branch has no
     such name, so it is trimmed."""
     trim_vectors: bool = False
-    """Whether arrays with fewer than two axes are trimmed too. The initializer says what they become: scales are drawn
-    from U(-1, 1), and biases are 0 by `reinit.published`, the default in `mode="authors"`, or drawn as well by
-    `reinit.uniform`."""
+    """Whether biases, scales and other arrays with fewer than two axes (`trees.is_vector`) are trimmed too. The
+    initializer says what they become: scales are drawn from U(-1, 1), and biases are 0 by `reinit.published`, the
+    default in `mode="authors"`, or drawn as well by `reinit.uniform`."""
     constraints_per_epoch: bool = False
     """Whether constraint gradients are made once an epoch from forget batches in evaluation mode, the k-th the sum of
     the first k. Otherwise the constraint is the forget gradient of the step itself."""

@@ -142,8 +142,9 @@ def trimming_leaves(
     """
 
     def allowed(path, leaf, chosen):
-        vector = leaf.ndim < 2 and not semantics.trim_vectors
-        return chosen and not vector and not (semantics.skip_bn_names and "bn" in trees.path_name(path))
+        name = trees.path_name(path)
+        vector = trees.is_vector(name, leaf.shape) and not semantics.trim_vectors
+        return chosen and not vector and not (semantics.skip_bn_names and "bn" in name)
 
     selection = jax.tree_util.tree_map_with_path(allowed, params, trees.select(params, trim))
     if not any(jax.tree.leaves(selection)):

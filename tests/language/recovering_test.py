@@ -28,6 +28,13 @@ def test_weights_are_rounded_to_the_nearest_level_of_their_block(bits):
     assert not np.asarray(rounded_weights({"w": jnp.zeros((3, 3))}, bits)["w"]).any()
 
 
+def test_biases_are_not_rounded_whatever_their_shape():
+    values = jnp.linspace(0.1, 1, 12)
+    params = {"conv": {"bias": values.reshape(12, 1, 1)}, "query": {"bias": values.reshape(3, 4)}}
+    for before, after in zip(*map(jax.tree.leaves, (params, rounded_weights(params, 2))), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
 def test_bits_that_cannot_be_are_refused():
     for options in ({"bits": 1}, {"bits": 17}, {"bits": 4, "block": 0}):
         with pytest.raises(InputError, match="bits must lie from 2 to 16"):

@@ -63,6 +63,13 @@ def test_equinox_keeps_height_and_width_last():
         transpose_kernels(params, spatial_axes=(0, 1))
 
 
+def test_biases_of_convolutions_over_volumes_are_no_kernels():
+    params = eqx.filter(
+        {"image": eqx.nn.Conv2d(2, 5, 3, key=KEY), "volume": eqx.nn.Conv3d(2, 5, 3, key=KEY)}, eqx.is_array
+    )
+    assert transpose_kernels(params)["volume"].bias is params["volume"].bias
+
+
 @pytest.mark.parametrize("axes", [(0, 0), (0, -4), (0, 4), (0, 7), (1,), (0, 1, 2)])
 def test_axes_are_two_of_four(axes):
     with pytest.raises(InputError, match="spatial_axes must be two different axes of four"):

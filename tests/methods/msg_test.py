@@ -60,6 +60,17 @@ def test_without_convolutions_all_arrays_with_two_axes_are_kernels():
     assert [int(leaf.sum()) for leaf in jax.tree.leaves(carry.aux)] == [0, 3]
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3)])
+def test_biases_with_several_axes_are_no_kernels(shape):
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(shape)}
+
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.square(batch["image"] @ params["kernel"] + params["bias"].reshape(1, 3)))
+
+    carry = msg(lift(loss_fn), PLAIN_SGD, fraction=0.5).init(KEY, params, (), TWINS)
+    assert {name: int(leaf.sum()) for name, leaf in carry.aux.items()} == {"kernel": 6, "bias": 0}
+
+
 def test_the_retain_examples_are_a_random_subset_of_the_size_of_the_forget_set():
     data = jax.tree.map(jnp.asarray, Data(examples(4, 1), examples(30, 2)))
     seen = []
@@ -181,7 +192,7 @@ def test_settings_out_of_range_are_refused(options, message):
 
 
 def test_patterns_without_a_kernel_and_gradients_that_are_not_finite_are_refused():
-    with pytest.raises(InputError, match="kernels = '0/hidden/bias' selects only arrays with fewer than two axes"):
+    with pytest.raises(InputError, match="kernels = '0/hidden/bias' selects only biases, scales and other"):
         begun(kernels="0/hidden/bias")
     with pytest.raises(InputError, match="matches none of the 3 parameter arrays"):
         begun(kernels="conv")

@@ -259,6 +259,14 @@ class TestTrim:
             _, trimmed = self.trim(lift(total), (params, ()), batches=batches, fraction=0.9, semantics=semantics)
             assert [name for name, count in self.marked(trimmed.mask).items() if count] == names
 
+    def test_biases_with_several_axes_are_left_alone_like_all_others(self):
+        conv = {"weight": jnp.ones((4, 2, 3, 3)), "bias": jnp.ones((4, 1, 1))}  # of Equinox
+        params = {"conv": conv, "query": {"kernel": jnp.ones((6, 2, 3)), "bias": jnp.ones((2, 3))}}  # of Flax
+        _, trimmed = trimming_mask(params, params, fraction=0.9)
+        assert jax.tree.leaves(trimmed) == [False, True, False, True]
+        _, trimmed = trimming_mask(params, params, fraction=0.9, semantics=Semantics(trim_vectors=True))
+        assert all(jax.tree.leaves(trimmed))
+
     @pytest.mark.parametrize("mode", ["paper", "authors"])
     @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, math.nan])
     def test_a_share_that_is_none_is_refused_in_both_modes(self, mode, fraction):
