@@ -107,7 +107,7 @@ def made_up_audit(
     watched = Watched(
         labels=labels, included=included, forget_sets=sets, always=always, halved=halved, held_out=held_out
     )
-    return Analysis(watched, measurements)
+    return Analysis(watched, measurements, all_intervals=True)
 
 
 def coverage(found: Sequence[Sequence[MetricEstimate]]) -> dict[str, dict[str, float]]:

@@ -31,6 +31,10 @@ LEAST_FOR_KLOM, LEAST_FOR_SCORES = 40, 10
 """The least number of examples of which an audit measures KLoM, which is a 95th percentile over examples, and the
 forgetting score, which is a mean. With fewer, intervals miss the mean of audits far more often than they say."""
 
+LEAST_FOR_KLOM_INTERVAL = 8
+"""The least number of networks of each kind of which KLoM has an interval, as many as an audit of 16 networks has. With
+four, 95 % intervals hold the mean of audits in 64 to 92 % (`docs/explanations/gates-and-intervals.md`)."""
+
 _GATED_DISTANCES = ("klom_forget_halves", "forgetting_score_halves")
 
 
@@ -140,9 +144,12 @@ class Analysis:
       watched: The examples that are the columns.
       measurements: All networks that were measured. Those of the ensemble itself have the labels `ORIGINAL` and
         `REFERENCE`.
+      all_intervals: Whether KLoM of fewer than `LEAST_FOR_KLOM_INTERVAL` networks has an interval too, for simulations
+        that show how little it holds. Otherwise its `low` and `high` are its value.
     """
 
-    def __init__(self, watched: Watched, measurements: Sequence[Measurement]) -> None:
+    def __init__(self, watched: Watched, measurements: Sequence[Measurement], *, all_intervals: bool = False) -> None:
+        self.all_intervals = all_intervals
         self.watched = watched
         self.measurements = measurements
         self.pairs = len(watched.included) // 2
@@ -336,12 +343,14 @@ class Analysis:
         }
 
     def _entry(self, scenario: str | None, label: str, metric: str, influence: Influence) -> MetricEstimate:
-        """Makes the interval of a metric: Wilson's for true positive rates, and otherwise Student's."""
+        """Makes the interval of a metric: Wilson's for true positive rates, otherwise Student's, or none of KLoM."""
         _, is_rate, percent = metric.partition("_tpr_at_")
         if is_rate:
             found = influence.share_estimate(least=float(percent) / 100)
         else:
             found = influence.estimate(bounds=_bounds(metric, of_accuracies=self.watched.of_margins))
+        if metric.startswith("klom") and found.networks < LEAST_FOR_KLOM_INTERVAL and not self.all_intervals:
+            found = found._replace(low=found.value, high=found.value)
         return MetricEstimate(scenario, label, metric, found)
 
     def attack_gates(self, reported: Collection[str]) -> list[Gate]:

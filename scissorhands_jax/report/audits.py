@@ -172,7 +172,7 @@ def _cell(entry: Mapping[str, Any] | None) -> Cell:
     if entry is None:
         return Cell(DASH)
     # Of a single network nothing shows how far the number may be off, and nor do networks that all have the same, or
-    # whose KLoM is one that many examples share, as its ceiling.
+    # whose KLoM is one that many examples share, as its ceiling. KLoM of few networks has no interval either.
     if entry["networks"] == 1 or not intervals.differ((entry["low"], entry["high"])):
         return Cell(f"{entry['value']:.3f}")
     return Cell(f"{entry['value']:.3f}", f"[{entry['low']:.3f}, {entry['high']:.3f}]")

@@ -89,8 +89,10 @@ class TestStandard:
             assert set(halves) == set(networks) | {report.NULL}
         own = {gate["metric"]: gate for gate in document["gates"] if not gate["decides"]}
         assert set(own) == {"klom_forget_halves", "forgetting_score_halves"}
-        null, original = (found[label, "klom_forget_halves"] for label in (report.NULL, "original"))
-        assert own["klom_forget_halves"]["passed"] is (original["value"] > null["high"])
+        null, original = (found[label, "forgetting_score_halves"] for label in (report.NULL, "original"))
+        assert null["low"] < null["value"] < null["high"]
+        assert own["forgetting_score_halves"]["passed"] is (original["value"] < null["low"])
+        assert all(one["low"] == one["value"] == one["high"] for (_, name), one in found.items() if "klom" in name)
 
     def test_what_does_nothing_is_caught_as_the_original_is(self, done):
         _, document = done
