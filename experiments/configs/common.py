@@ -18,6 +18,7 @@ other stem it would take seven times as long on a CPU."""
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "salun, as published": ("salun", {"mode": "authors", "order": "sequential", "learning_rate": 0.013}),
     "munba, as published": ("munba", {"mode": "authors"}),
+    "influence, as published": ("influence", {"mode": "authors"}),
     "cf_k, as in the scripts": ("cf_k", {"epochs": 30, "schedule": "restarts", "milestones": ()}),
     "eu_k, as in the scripts": ("eu_k", {"epochs": 62, "schedule": "restarts", "milestones": ()}),
 }

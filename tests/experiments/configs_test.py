@@ -103,6 +103,7 @@ def test_rows_of_published_settings_are_those_of_their_authors_but_for_the_batch
     shown = {
         "salun, as published": ("mode", "order", "learning_rate", "epochs", "fraction", "schedule", "milestones"),
         "munba, as published": ("mode", "learning_rate", "epochs", "forget_loss", "schedule", "milestones"),
+        "influence, as published": ("mode", "num_samples"),
         "cf_k, as in the scripts": ("epochs", "schedule", "learning_rate", "weight_decay"),
         "eu_k, as in the scripts": ("epochs", "schedule", "learning_rate", "weight_decay"),
     }
@@ -111,6 +112,7 @@ def test_rows_of_published_settings_are_those_of_their_authors_but_for_the_batch
     assert found == {
         "salun, as published": ("authors", "mixed" if hundred else "sequential", 0.013, 10, 0.5, "drops", ()),
         "munba, as published": ("authors", 0.01, 10, "random_label", "drops", ()),
+        "influence, as published": ("authors", 1000),
         "cf_k, as in the scripts": (62 if hundred else 30, "restarts", 0.1, 5e-5),
         "eu_k, as in the scripts": (126 if hundred else 62, "restarts", 0.1, 5e-5),
     }
