@@ -84,12 +84,19 @@ MAX_SEED = 2**32 - 1
 
 
 def check_seed(seed: int) -> None:
-    """Raises an error unless a whole number can be a seed.
+    """Raises an error unless a number can be a seed.
+
+    Args:
+      seed: The number that was given, of Python or another library.
 
     Raises:
-      InputError: It is negative, or larger than `MAX_SEED`.
+      InputError: It is negative, larger than `MAX_SEED`, or no whole number, which a float is not either.
     """
-    if not 0 <= seed <= MAX_SEED:
+    try:
+        fits = 0 <= operator.index(seed) <= MAX_SEED
+    except TypeError:
+        fits = False
+    if not fits:
         raise InputError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {seed}")
 
 

@@ -37,7 +37,7 @@ from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, Generation
 from scissorhands_jax.diffusion.model_folder import Pipeline
 from scissorhands_jax.diffusion.text import TextConfig
 from scissorhands_jax.diffusion.tokenizer import Cleaning
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import CheckpointError, InputError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.terminal import Console
@@ -133,6 +133,7 @@ def attack_concept(
 
 def _check(job: AttackJob, judge: Judge | None) -> dict[str, Any]:
     """Refuses what cannot be used; returns what a resumed run must agree on."""
+    check_seed(job.seed)
     if not job.prompts:
         raise InputError("an attack needs at least one prompt; add --prompts")
     if not 0 <= job.gate <= len(job.prompts):

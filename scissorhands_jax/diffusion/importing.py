@@ -24,7 +24,7 @@ from scissorhands_jax.diffusion import tokenizer as tokenizer_lib
 from scissorhands_jax.diffusion.folder_configs import SCHEDULER_FILE
 from scissorhands_jax.diffusion.model_sources import PartSource
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.training import checkpoints
 
 _logger = logging.getLogger(__name__)
@@ -189,8 +189,10 @@ def make_random(
       overwrite: Whether networks that exist are replaced.
 
     Raises:
-      InputError: A network exists already, there is no tokenizer for the text encoder, or it would be replaced.
+      InputError: The seed is none, a network exists already, there is no tokenizer for the text encoder, or it would
+        be replaced.
     """
+    check_seed(seed)
     spelled = tokenizer_lib.byte_tokens()
     spells = tokenizer is None and config.text.vocabulary == len(spelled)
     if not spells:

@@ -28,7 +28,7 @@ from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, Generation
 from scissorhands_jax.diffusion.losses import noise_loss
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.diffusion.tokenizer import Cleaning
-from scissorhands_jax.errors import CheckpointError, InputError, check_whole
+from scissorhands_jax.errors import CheckpointError, InputError, check_seed, check_whole
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.methods.settings import MeasuredNumber
@@ -199,6 +199,7 @@ class _Prepared(NamedTuple):
 
 def _check(job: ConceptJob, out: Path) -> _Prepared:
     """Refuses what cannot be used, before anything is written."""
+    check_seed(job.seed)
     config = model_folder.read_model_config(job.model)
     generating.check_generation(job.generation, config)
     check_whole("--generate-batch-size", job.generation_batch_size, 1)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import report
 from scissorhands_jax.base import Data, Dataset, Model, ModelState, Params, PyTree, check_model
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.metrics import answers
@@ -99,12 +99,13 @@ def evaluate(
       every_attack: Whether further membership attacks are run; see `metrics.row.measure_row`.
 
     Raises:
-      InputError: There is no network, something else than a model, a network or data was given, a set is empty, seeds
-        of networks and data differ, or something cannot be measured.
+      InputError: There is no network, something else than a model, a network or data was given, a set is empty, a
+        seed is none, seeds of networks and data differ, or something cannot be measured.
     """
     check_model(model)
     by_seed = _of_seeds(data, seed)
-    for one in by_seed.values():
+    for number, one in by_seed.items():
+        check_seed(number)
         _check_sets(one, test)
     rows = []
     for name, given in networks.items():

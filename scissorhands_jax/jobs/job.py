@@ -59,8 +59,10 @@ class TrainingData:
           has forgotten, are in neither set.
 
         Raises:
-          InputError: The specification cannot be used, or names examples that the network was not trained on.
+          InputError: The seed is none, or the specification cannot be used or names examples that the network was not
+            trained on.
         """
+        check_seed(seed)
         train = self.splits.train
         if not self.splits.task.classifies and forget_sets.forgets_classes(forget):
             raise InputError(

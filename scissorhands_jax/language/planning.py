@@ -29,7 +29,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import report, trees
 from scissorhands_jax.base import Carry, Data, Dataset, Model, ModelState, Params, PyTree, new_carry
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import plan_memory, plan_time
 from scissorhands_jax.jobs.plan_memory import GRADIENTS, HELD, NETWORK, OPTIMIZER, ORIGINAL, TEMPORARIES
 from scissorhands_jax.jobs.plan_report import CostPlan, PlannedSteps, size_text
@@ -131,6 +131,7 @@ def plan_language(
     """
     if devices < 1:
         raise InputError(f"--devices must be at least 1, got {devices}")
+    check_seed(job.seed)
     limit = plan_memory.memory_limit(memory_gib)
     sizes, model = job.network(read_language_config(job.model))
     rows = _rows(job, sizes, row_length)

@@ -17,7 +17,7 @@ import numpy as np
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, reading, report
 from scissorhands_jax.base import Data, Dataset, Method, Model, ModelState, Params
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import follow_steps, progress_bar
 from scissorhands_jax.language import lora as lora_lib
@@ -236,6 +236,7 @@ def prepare_language(job: LanguageJob) -> PreparedJob:
     Raises:
       InputError: Something cannot be used.
     """
+    check_seed(job.seed)
     folder = open_language_folder(job.model)
     sizes, model = job.network(folder.sizes)
     rows = packed_sets(job, sizes, folder.tokenizer)

@@ -148,6 +148,8 @@ class TestCommand:
             attacking.attack_concept(
                 job, tmp_path / "out", judge=lambda image: image.mean() > 0, resume=True, console=console
             )
+        with pytest.raises(InputError, match="the seed must be a whole number from 0 to 4294967295, got -1"):
+            attacking.attack_concept(dataclasses.replace(job, seed=-1), tmp_path / "new", console=console)
 
     def test_a_transferred_list_is_tried_as_it_is(self, folder, tmp_path, monkeypatch):
         seen = judged(monkeypatch, lambda number: number == 2)

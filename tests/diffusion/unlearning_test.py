@@ -34,6 +34,7 @@ from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import CheckpointError, InputError
 from scissorhands_jax.jobs import config
+from scissorhands_jax.terminal import Console
 from tests.comparison import same_bits
 from tests.diffusion import traces as diffusion_traces
 from tests.diffusion.generating_test import Words
@@ -291,6 +292,20 @@ class TestRuns:
         assert same_bits(result(tmp_path / "again"), result(folder / "released"))
         (cache / "forget/moments/00001.npy").write_bytes(b"half")
         assert "00001.npy is damaged" in error_of(capsys, *released(folder, tmp_path / "b", "--cache", cache))
+
+    @pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+    def test_a_seed_is_a_number_that_jax_tells_apart_in_python_as_well(self, folder, tmp_path, seed):
+        concept = concept_sets.ConceptSet([Prompt("a cat", 0)])
+        job = unlearning.ConceptJob(
+            model=folder / "model",
+            forget=concept,
+            retain=concept,
+            settings=concept_settings.ConceptSettings(fraction=0.2, batch_size=1),
+            seed=seed,
+        )
+        with pytest.raises(InputError, match=f"the seed must be a whole number from 0 to 4294967295, got {seed}"):
+            unlearning.unlearn_concept(job, tmp_path / "out", console=Console(quiet=True))
+        assert not (tmp_path / "out").exists()
 
 
 class TestMethods:

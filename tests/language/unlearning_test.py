@@ -12,7 +12,7 @@ from experiments.language_parity import CHATS, CONFIGS, SPECIAL
 from scissorhands_jax import torch_weights
 from scissorhands_jax.cli.main import main
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.language import folder_evaluation, model_folders, unlearning
+from scissorhands_jax.language import folder_evaluation, model_folders, planning, unlearning
 from scissorhands_jax.language.chat_templates import ChatTemplate
 from scissorhands_jax.language.decoder import decoder
 from scissorhands_jax.language.generating import generate_texts
@@ -73,6 +73,15 @@ def test_a_model_forgets_by_all_its_weights_and_resumes(place, capsys, monkeypat
     assert command(place, "again", *QUICK, "--resume") == 0
     assert command(place, "again", *QUICK, "beta=0.2", "--resume") == 2
     assert "beta was 0.1 and is now 0.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_is_a_number_that_jax_tells_apart_in_python_as_well(place, seed):
+    files = {"forget": place / "forget.json", "retain": place / "retain.json"}
+    job = LanguageJob(model=place / "model", **files, method="npo", settings=token_settings("npo")(), seed=seed)
+    for call in (prepare_language, planning.plan_language):
+        with pytest.raises(InputError, match=f"the seed must be a whole number from 0 to 4294967295, got {seed}"):
+            call(job)
 
 
 def test_lora_moves_its_matrices_alone(place):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from scissorhands_jax.diffusion import schedules
 from scissorhands_jax.diffusion.unet import UNetConfig
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 
 NUM_DIGITS = 10
 DIGITS_NETWORK = UNetConfig(widths=(40,), attention=(False,), layers_per_block=1, heads=4, context_width=32, groups=8)
@@ -142,6 +142,7 @@ class DigitsSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.digit < NUM_DIGITS:
             raise InputError(f"--digit must be 0 to {NUM_DIGITS - 1}, got {self.digit}")
+        check_seed(self.seed)
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed must be 0 to {2**31 - 1}, got {self.seed}")
 

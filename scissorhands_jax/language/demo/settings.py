@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.language.calibration import LEAST_RETRAINED
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -59,7 +59,7 @@ class FactsSettings:
     """Whom the demonstration makes up, and whom it forgets.
 
     Raises:
-      InputError: A number is too small.
+      InputError: A number is too small, or the seed is none.
     """
 
     seed: int = 0
@@ -76,6 +76,7 @@ class FactsSettings:
     unlearning: FactsUnlearning = dataclasses.field(default_factory=FactsUnlearning)
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not 1 <= self.forgotten < self.people:
             raise InputError(f"forgotten is {self.forgotten}; give a number from 1 to {self.people - 1}")
         if self.held_out < 1:

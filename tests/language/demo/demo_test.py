@@ -73,6 +73,7 @@ def test_a_folder_that_is_taken_and_numbers_that_are_too_small_are_refused(shown
         ({"forgotten": 4}, "forgotten is 4; give a number from 1 to 3"),
         ({"held_out": 0}, "held_out is 0"),
         ({"references": 2}, "references is 2; give at least 3"),
+        ({"seed": -1}, "the seed must be a whole number from 0 to 4294967295, got -1"),
     ]:
         with pytest.raises(InputError, match=message):
             dataclasses.replace(TINY, **changes)
