@@ -140,7 +140,7 @@ class ImagesCommand(ResumeOptions, ConceptOptions):
         from scissorhands_jax.diffusion import evaluating, evaluation_page, measuring
 
         sampling = self.sampling()
-        self.check_inputs(self.out, self.prompts, self.clip, self.inception)
+        self.check_inputs(self.out, self.prompts, self.clip, self.inception, self.tokenizer)
         names = {"classes": tuple(self.classes.split(","))} if self.classes is not None else {}
         settings = measuring.EvaluationSettings(
             threshold=self.threshold, pairing=self.pairing, show_flagged=self.show_flagged, **names

@@ -507,6 +507,13 @@ class TestCommand:
         measured = json.loads(capsys.readouterr().out)["utility"]
         assert (measured["distance"], measured["clip_score"]["images"]) == (None, None)
 
+    @pytest.mark.parametrize("option", ["--clip", "--inception", "--tokenizer"])
+    def test_what_is_read_without_a_model_is_not_removed_for_the_report(self, tmp_path, capsys, option):
+        arguments = ["sd", "evaluate", "--images", str(save(tmp_path / "a", [(0, 0)])), "--out", str(tmp_path / "out")]
+        arguments += ["--utility-images", str(tmp_path / "a"), "--clip", str(tmp_path / "clip.safetensors")]
+        assert cli.main([*arguments, option, str(tmp_path / "out/read"), "--overwrite"]) == 2
+        assert "read is read and lies in" in " ".join(capsys.readouterr().err.split())
+
     def test_without_the_extra(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "nudenet", None)
         arguments = ["sd", "evaluate", "--images", str(save(tmp_path / "a", [(0, 0)])), "--out", str(tmp_path / "out")]
