@@ -257,7 +257,7 @@ def _recur(vector, along, gradient, constant):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfluenceSettings(InfluenceOptions, MethodSettings):
-    """The authors' settings for CIFAR-10. The method takes no steps, so `epochs` has no effect."""
+    """The authors' settings for CIFAR-10. The method takes no steps, so `epochs` stays 0."""
 
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {"alpha": (1e-1, 1e2)}
 
@@ -269,4 +269,5 @@ class InfluenceSettings(InfluenceOptions, MethodSettings):
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
         del model, num_classes
+        self.check_no_epochs()
         return influence(loss_fn, **self.values(InfluenceOptions))

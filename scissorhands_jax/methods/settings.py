@@ -100,6 +100,16 @@ class MethodSettings:
         """A copy with other values; how `config.override` changes settings."""
         return dataclasses.replace(self, **changes)
 
+    def check_no_epochs(self) -> None:
+        """Refuses epochs of a method that takes no steps; its settings call it when the method is built.
+
+        Raises:
+          InputError: There are epochs.
+        """
+        if self.epochs != 0:
+            name = type(self).__name__.removesuffix("Settings")
+            raise InputError(f"epochs = {self.epochs} would change nothing with {name}, which takes no steps; leave it 0")
+
     def values(self, options: type) -> dict[str, Any]:
         """The values of the settings that are fields of `options`, a dataclass which these settings extend."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(options)}

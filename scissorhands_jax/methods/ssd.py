@@ -115,11 +115,12 @@ def _take(data: Data, positions: np.ndarray) -> Dataset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SsdSettings(SsdOptions, MethodSettings):
-    """The authors' settings for ResNet-18 on CIFAR. The method takes no steps, so `epochs` has no effect."""
+    """The authors' settings for ResNet-18 on CIFAR. The method takes no steps, so `epochs` stays 0."""
 
     search_ranges: ClassVar[Mapping[str, Range | Choices]] = {"selection": (1.0, 100.0), "dampening": (0.1, 10.0)}
 
     def build(self, model: Model, loss_fn: StatefulLossFn, num_classes: int) -> Method:
         """The method with these settings; see `MethodSettings.build`."""
         del model, num_classes
+        self.check_no_epochs()
         return ssd(loss_fn, **self.values(SsdOptions))

@@ -15,6 +15,8 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, methods, models
 from scissorhands_jax.base import Data
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.jobs.config import RunConfig
+from scissorhands_jax.jobs.earlier_runs import parse_run_config
 from scissorhands_jax.keywords import field_docs
 from scissorhands_jax.methods import METHODS, Semantics
 from scissorhands_jax.methods.settings import MethodSettings, TrainingSettings
@@ -22,6 +24,16 @@ from scissorhands_jax.optimizers import interpolate
 from scissorhands_jax.training.loop import run
 from tests import tiny
 from tests.methods.example import DATA, KEY, build, epoch_of, original
+
+
+@pytest.mark.parametrize("name", ["ssd", "influence"])
+def test_a_method_without_steps_takes_no_epochs_and_a_saved_configuration_with_some_is_read(name):
+    settings = METHODS[name](epochs=5)
+    with pytest.raises(InputError, match=r"epochs = 5 would change nothing with \w+, which takes no steps; leave it 0"):
+        settings.build(tiny.model(), tiny.loss(), tiny.CLASSES)
+    METHODS[name]().build(tiny.model(), tiny.loss(), tiny.CLASSES)
+    config = RunConfig(model="mlp", dataset="digits", forget="class:3", method_name=name, method=settings)
+    assert parse_run_config(dataclasses.asdict(config), "a file") == config
 
 
 @pytest.mark.parametrize("kind", [MethodSettings, TrainingSettings, Semantics, *METHODS.values()])
