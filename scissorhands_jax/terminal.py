@@ -92,18 +92,18 @@ class LogFile:
 
     Args:
       path: The file, in an existing folder or in `out`.
-      out: The folder that a command is about to make. Lines for a file in it wait until there is something in it,
+      out: The folder that a command is about to make. Lines for a file in it wait until there is something else in it,
         because a command refuses a folder that is not empty.
 
     Raises:
       InputError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, out: Path | None = None) -> None:
+    def __init__(self, path: Path, out: str | Path | None = None) -> None:
         self._path, self._out, self._waiting, self._rest = path, None, "", ""
         self._is_lost = False
         if out is not None and os.path.realpath(out) in map(str, Path(os.path.realpath(path)).parents):
-            self._out = out
+            self._out = Path(out)
             return
         try:
             open(path, "a", opener=_without_waiting).close()
@@ -116,12 +116,21 @@ class LogFile:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         shown = (printable(line.rstrip(), keep="") for line in lines)
         self._waiting += "".join(f"{stamp} {line}\n" for line in shown if line)
-        if self._out is None or (self._out.is_dir() and any(self._out.iterdir())):
+        if self._has_place():
             self.close()
 
-    def close(self) -> None:
-        """Writes the lines that wait, wherever the file lies."""
-        if self._waiting and not self._is_lost:
+    def _has_place(self) -> bool:
+        """Whether the file would not be all that is in the folder of the command."""
+        return self._out is None or (self._out.is_dir() and any(self._out.iterdir()))
+
+    def close(self, *, ended_well: bool = True) -> None:
+        """Writes the lines that wait.
+
+        Args:
+          ended_well: Whether the command has done what it was asked for. If not, and nothing was left in its folder,
+            lines for a file in that folder are lost, which would otherwise be in the way of the same command.
+        """
+        if self._waiting and not self._is_lost and (ended_well or self._has_place()):
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._path, "a", encoding="utf-8", opener=_without_waiting) as file:

@@ -399,6 +399,21 @@ def test_without_rich_the_names_are_the_plain_ones():
     assert done.stdout.split() == ["PlainConsole", "PlainProgress", "PlainTable"]
 
 
+def test_a_log_is_not_all_that_a_refused_command_leaves_in_its_folder(tmp_path):
+    out = tmp_path / "out"
+    for refused in (1, 2):
+        log = LogFile(out / "logs" / "log", str(out))
+        log.write(f"refused {refused}\n")
+        log.close(ended_well=False)
+        assert not out.exists()
+    log.write("done\n")
+    log.close()
+    assert (out / "logs" / "log").read_text().endswith("Z done\n")
+    log.write("refused, where there is something\n")
+    log.close(ended_well=False)
+    assert (out / "logs" / "log").read_text().endswith("there is something\n")
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_warnings_of_the_library_are_lines_of_the_console_and_of_its_log(tmp_path, capsys, quiet):
     console = LoggedConsole(quiet=quiet, log=LogFile(tmp_path / "log"))

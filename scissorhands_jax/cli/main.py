@@ -180,7 +180,7 @@ def _how_to_go_on(command: Command) -> str:
 
 
 def _run(command: Command) -> int:
-    console = LoggedConsole()
+    console, ended_well = LoggedConsole(), False
     try:
         console = command.open_console()
         with remarks_on(console):
@@ -188,7 +188,9 @@ def _run(command: Command) -> int:
                 from scissorhands_jax.report import provenance
 
                 provenance.note_code()
-            return command.run(console) or 0
+            status = command.run(console) or 0
+            ended_well = True
+            return status
     except InputError as error:
         complain(console, str(error))
         return _STATUS_BAD_INPUT
@@ -204,4 +206,4 @@ def _run(command: Command) -> int:
         return _STATUS_INTERRUPTED
     finally:
         if console.log_file is not None:
-            console.log_file.close()
+            console.log_file.close(ended_well=ended_well)

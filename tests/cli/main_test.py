@@ -260,6 +260,20 @@ def test_the_files_of_the_next_run_are_not_removed_for_it(weights, quick_run, tm
     assert {"list.txt", "network.safetensors", "results.json"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [(("--forget", "class:12"), "there is no class '12'"), ((), "and guessing gets")],
+    ids=["before the folder is opened", "afterwards"],
+)
+def test_the_log_of_a_refused_command_is_not_in_the_way_of_the_next(weights, tmp_path, capsys, changed, words):
+    out = tmp_path / "run"
+    arguments = ["unlearn", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--out", out, *QUICK, *changed]
+    for _ in range(2):
+        assert cli.main([*map(str, arguments), "--log", str(out / "log")]) == 2
+        assert words in error_of(capsys)
+    assert not out.exists()
+
+
 def test_a_folder_with_other_files_is_never_emptied(weights, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert unlearn(weights, tmp_path, *QUICK, "--overwrite") == 2
