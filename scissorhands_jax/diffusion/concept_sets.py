@@ -157,7 +157,7 @@ class ExampleMaker:
         for name, concept in self.sets.items():
             if concept.images is None:  # before images of another set are made
                 identity = generating.image_identity(concept.prompts, self.tokenizer, self.generation, described)
-                runs.check_folder(self.cache / name / "images", identity)
+                runs.check_folder(self.cache / name / "images", identity, advice="name another --cache")
         for name, concept in self.sets.items():
             if concept.images is not None:
                 paths[name] = encoded.find_images(concept.images, concept.number)

@@ -283,9 +283,8 @@ def _check_made(
         tokenizer = generation.load_tokenizer()
         for name, folder in folders.items():
             described = {"networks_sha256": networks_sha256[name]}
-            runs.check_folder(
-                folder, generating.image_identity(generation.prompts, tokenizer, generation.settings, described)
-            )
+            identity = generating.image_identity(generation.prompts, tokenizer, generation.settings, described)
+            runs.check_folder(folder, identity, advice=f"name another folder with --{name}")
 
 
 def _describe_detector(detect: Detector | None) -> Any:

@@ -97,20 +97,24 @@ def cleared_if_refused(folder: Path, fresh: bool, checkpoints: str) -> Iterator[
         raise
 
 
-def check_folder(folder: Path, identity: Identity, *, warn: bool = False) -> None:
+def check_folder(
+    folder: Path, identity: Identity, *, warn: bool = False, advice: str = "use --overwrite"
+) -> None:
     """Refuses a folder with another run, which `open_folder` would not continue; without a run it is fine.
 
     Args:
       folder: The folder, which need not exist.
       identity: Everything that determines the result of the run.
       warn: Whether a warning says that the run would be continued in another environment.
+      advice: What to do for another run, for the message. Not every folder is one that `--overwrite` clears.
 
     Raises:
       InputError: The folder holds another run.
       CheckpointError: Its description is damaged.
     """
     if (folder / RUN_FILE).exists():
-        check_same(read_run(folder), identity, str(folder), "repeat its settings, or use --overwrite", warn=warn)
+        saved = read_run(folder, advice=advice)
+        check_same(saved, identity, str(folder), f"repeat its settings, or {advice}", warn=warn)
 
 
 def demonstrate(
@@ -170,8 +174,12 @@ def ended_results(folder: Path, checkpoints: str, console: Console) -> dict[str,
         raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path, *, advice: str = "put it back from your backup") -> dict[str, Any]:
     """The description that `open_folder` wrote.
+
+    Args:
+      folder: The folder of the run.
+      advice: What to do about a damaged description, for the message.
 
     Raises:
       CheckpointError: The folder holds no run, or its description is damaged.
@@ -181,7 +189,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no run; it has no {RUN_FILE}") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}; replace the run with --overwrite") from error
+        raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}; {advice}") from error
     if not isinstance(description, dict):
-        raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is not a JSON object")
+        raise CheckpointError(f"{folder / RUN_FILE} is damaged: it is not a JSON object; {advice}")
     return description

@@ -448,7 +448,14 @@ class TestCommand:
         # What hinders one folder hinders both, before anything is made.
         shutil.rmtree(tmp_path / "new")
         assert cli.main([*arguments, "--steps", "5", "--overwrite"]) == 2
-        assert "old belongs to another run: steps was '4' and is now '5'" in " ".join(capsys.readouterr().err.split())
+        message = " ".join(capsys.readouterr().err.split())
+        assert "old belongs to another run: steps was '4' and is now '5'" in message
+        assert message.endswith("; repeat its settings, or name another folder with --original")
+        (tmp_path / "old/run.json").write_text("{")
+        assert cli.main([*arguments, "--overwrite"]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert "old/run.json is damaged" in message
+        assert message.endswith("; name another folder with --original")
         assert not (tmp_path / "new").exists()
 
     def test_clip_scores(self, model, words, tmp_path, monkeypatch, capsys):

@@ -274,7 +274,9 @@ class TestRuns:
     def test_images_of_a_cache_that_were_made_otherwise_are_refused_before_any_are_made(self, folder, tmp_path, capsys):
         shutil.copytree(folder / "paper/cache/retain", tmp_path / "cache/retain")
         words = [*paper(folder, tmp_path / "out", "--cache", str(tmp_path / "cache")), "--steps", "3"]
-        assert "retain/images belongs to another run: steps was '2' and is now '3'" in error_of(capsys, *words)
+        message = error_of(capsys, *words)
+        assert "retain/images belongs to another run: steps was '2' and is now '3'" in message
+        assert message.endswith("; repeat its settings, or name another --cache")  # --overwrite leaves a cache alone
         assert not (tmp_path / "cache/forget").exists()
 
     def test_arrays_of_another_model_are_refused(self, folder, tmp_path, capsys):
