@@ -71,9 +71,10 @@ class Cells:
           BusyError: Another process writes to the folder.
         """
         names = self._subject.settings.methods or tuple(STRENGTHS)
-        with runs.open_folder(
+        opened = runs.open_folder(
             self._out, identify(self._chosen), inputs=[self._folder], overwrite=overwrite, resume=True
-        ):
+        )
+        with opened as fresh, runs.cleared_if_refused(self._out, fresh, "cells/**/*.json", "networks/*"):
             chosen = {name: self.tuned(name) for name in names}
             for seed in self._subject.settings.seeds:
                 for name in (ORIGINAL, RETRAINED, *names):

@@ -112,7 +112,8 @@ def attack_concept(
     if judge is None and job.concepts is None:
         judge = nudity_judge(job.threshold)
     inputs = [job.model, job.unet, job.images, job.tokenizer]
-    with runs.open_folder(out, identify(description), inputs=inputs, overwrite=overwrite, resume=resume):
+    opened = runs.open_folder(out, identify(description), inputs=inputs, overwrite=overwrite, resume=resume)
+    with opened as fresh, runs.cleared_if_refused(out, fresh, "targets/*.png", "unlearned/*.json", "original/*.json"):
         pipeline = model_folder.load_pipeline(job.model, tokenizer=job.tokenizer, cleaning=job.cleaning)
         moments = _targets(job, pipeline, out, console)
         unlearned = model_folder.load_part("unet", job.unet).params

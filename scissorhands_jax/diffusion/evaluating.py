@@ -186,7 +186,8 @@ def evaluate_images(
         }
         concept_accuracy.check_prompts(read | asked, concepts.concepts)
     config = _config(counted | kept, settings, generation, utility, concepts, detector)
-    with runs.open_folder(out, identify(config), **places):
+    opened = runs.open_folder(out, identify(config), **places)
+    with opened as fresh, runs.cleared_if_refused(out, fresh, DETECTIONS_FILE):
         for name, unet in made.items():
             assert generation is not None
             _generate(generation, unet, counted[name], networks_sha256[name], console)

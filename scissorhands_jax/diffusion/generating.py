@@ -191,7 +191,8 @@ def generate_images(
     batch_size = check_whole("--batch-size", batch_size, 1)
     sampler = check_generation(settings, pipeline.config)
     identity = image_identity(prompts, pipeline.tokenizer, settings, description)
-    with runs.open_folder(out, identity, overwrite=overwrite, resume=resume):
+    opened = runs.open_folder(out, identity, overwrite=overwrite, resume=resume)
+    with opened as fresh, runs.cleared_if_refused(out, fresh, "*.png"):
         return _make_missing(pipeline, prompts, out, settings, sampler, batch_size, console or Console(stderr=True))
 
 

@@ -40,7 +40,7 @@ from scissorhands_jax.training.loop import Progress, Result, run
 
 STEPS_FILE = "steps.csv"
 CACHE_FOLDER = "cache"
-_CHECKPOINTS = "checkpoints"
+_IMAGES_SAVED = f"{CACHE_FOLDER}/*/images/*.png"  # which take longest to make
 _logger = logging.getLogger(__name__)
 _COLUMNS = (
     *("step", "epoch", "loss_retain", "loss_forget", "loss_replaced", "grad_norm", "dots", "dual", "projected"),
@@ -118,14 +118,15 @@ def unlearn_concept(
       CheckpointError: A network is missing or damaged, or the cache is another run's.
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
-    keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
+    keeper = checkpoints.Checkpointer(out / runs.CHECKPOINTS_FOLDER, every_steps=checkpoint_every, keep=1)
     prepared = _check(job, out)
     if layout is not None:
         positions = np.arange(job.settings.batch_size)
         layout.check_batches([Batch(positions, positions)])
     identity = identify(prepared.description)
     options: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
-    with runs.open_folder(out, identity, **options, warn=False) as fresh:  # as checkpoints do
+    opened = runs.open_folder(out, identity, **options, warn=False)  # as checkpoints do
+    with opened as fresh, runs.cleared_if_refused(out, fresh, runs.CHECKPOINTS_SAVED, _IMAGES_SAVED):
         return _carried_out(job, prepared, out, fresh, keeper, layout, console)
 
 
@@ -139,7 +140,7 @@ def _carried_out(
     console: Console,
 ) -> dict[str, Any]:
     """Does the rest of `unlearn_concept` in a folder that is open for the run."""
-    found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
+    found = None if fresh else runs.ended_results(out, runs.CHECKPOINTS_FOLDER, console)
     if found is not None:
         return found
 

@@ -132,7 +132,8 @@ class CellFolder(Generic[CellT]):
         """
         own = store is None or files.resolved(store) == files.resolved(out / "networks")
         read = [*inputs, None if own else store]
-        with runs.open_folder(out, identity, inputs=read, overwrite=overwrite, resume=True):
+        opened = runs.open_folder(out, identity, inputs=read, overwrite=overwrite, resume=True)
+        with opened as fresh, runs.cleared_if_refused(out, fresh, "cells/*", "networks/*"):
             yield cls(out / "cells", kind)
 
     def path(self, cell: ResultCell[CellT]) -> Path:

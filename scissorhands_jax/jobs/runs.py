@@ -18,6 +18,9 @@ from scissorhands_jax.training.identity import Identity, check_same, identify
 _Made = TypeVar("_Made")
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+CHECKPOINTS_SAVED = f"{CHECKPOINTS_FOLDER}/[0-9]*"
+"""The pattern of the checkpoints of steps in the folder of a run."""
 
 
 @contextlib.contextmanager
@@ -80,21 +83,27 @@ def _begin(folder: Path, identity: Identity, overwrite: bool, resume: bool | Non
 
 
 @contextlib.contextmanager
-def cleared_if_refused(folder: Path, fresh: bool, checkpoints: str) -> Iterator[None]:
+def cleared_if_refused(folder: Path, fresh: bool, *saved: str) -> Iterator[None]:
     """Empties the folder of a run that was refused before it saved anything, so that it does not block the next run.
 
     Args:
       folder: The folder of the run, which is open for it.
       fresh: Whether the run started from its beginning.
-      checkpoints: The name of the folder of checkpoints. With one of a step in it nothing is removed.
+      saved: Patterns, as for `Path.glob`, of what is worth keeping, such as `CHECKPOINTS_SAVED`. Where there is
+        something of them, nothing is removed.
     """
     try:
         yield
     except InputError:
-        saved = any(path.name.isdigit() for path in (folder / checkpoints).glob("*"))
-        if fresh and not saved and distributed.is_first():
+        found = any(not _is_partial(path) for pattern in saved for path in folder.glob(pattern))
+        if fresh and not found and distributed.is_first():
             files.clear_folder(folder, last=RUN_FILE)
         raise
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether something has the name of what is not finished: of a killed process, or of a checkpoint of Orbax."""
+    return files.is_leftover(path) or ".orbax-checkpoint-tmp" in path.name
 
 
 def check_folder(
@@ -145,7 +154,7 @@ def demonstrate(
     """
     console = console or Console(stderr=True)
     description = {"command": command, "settings": dataclasses.asdict(settings)}
-    with open_folder(out, identify(description), overwrite=overwrite):
+    with open_folder(out, identify(description), overwrite=overwrite) as fresh, cleared_if_refused(out, fresh):
         made = make(console)
     show(made, Console())
     say(console, where)

@@ -23,6 +23,7 @@ from scissorhands_jax.metrics.row import SetPredictions
 from scissorhands_jax.terminal import Console, say
 
 TUNING_FILE = "tuning.json"
+_TRIALS_FOLDER = "trials"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ def tune(
         chosen["tuned"] = list(space)
     identity = dataclasses.replace(identity, chosen=chosen)
     opened = runs.open_folder(out, identity, inputs=job.inputs, overwrite=overwrite, resume=resume)
-    with opened, progress_bar(console) as progress:
+    saved = f"{_TRIALS_FOLDER}/*.json"
+    with opened as fresh, runs.cleared_if_refused(out, fresh, saved), progress_bar(console) as progress:
         made = _made_trials(out)
         task = progress.add_task(f"tuning {config.method_name}", total=num_trials, note="")
 
@@ -154,7 +156,7 @@ def _refuse_near_chance(job: Job) -> None:
 
 
 def _trial_file(out: Path, number: int) -> Path:
-    return out / "trials" / f"{number:04d}.json"
+    return out / _TRIALS_FOLDER / f"{number:04d}.json"
 
 
 def _made_trials(out: Path) -> list[search.Trial]:

@@ -33,7 +33,6 @@ from scissorhands_jax.training import checkpoints, distributed, feeding, shardin
 from scissorhands_jax.training.loop import Result, run
 
 _PAGE_FILE = "report.html"
-_CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +186,13 @@ def unlearn(
     opened = runs.open_folder(out, identity, **options, warn=False)  # as checkpoints do
     with contextlib.ExitStack() as stack:
         fresh = distributed.from_first(lambda: stack.enter_context(opened))
-        with runs.cleared_if_refused(out, fresh, _CHECKPOINTS):
+        with runs.cleared_if_refused(out, fresh, runs.CHECKPOINTS_SAVED):
             distributed.agree_on_file(out / runs.RUN_FILE)
             if not fresh and distributed.from_first(lambda: _has_ended(out)):
                 say(console, f"the run in {out} has ended; nothing is left to do")
                 return RunResults.read(out / runs.RESULTS_FILE)
             refuse = functools.partial(_refuse_original, job, insist=insist, console=console)
-            keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every)
+            keeper = checkpoints.Checkpointer(out / runs.CHECKPOINTS_FOLDER, every_steps=checkpoint_every)
             stack.callback(keeper.close)
             feeding_options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
             made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **feeding_options)

@@ -46,7 +46,6 @@ from scissorhands_jax.training.loop import Result, run
 
 MODEL_FOLDER = "model"
 """The folder of the result in the folder of a run."""
-_CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +180,7 @@ def unlearn_language(
       NonFiniteError: The run diverged. Its last good checkpoint stays.
     """
     feeding.check_feed(feed_from, layout, steps_per_call)
-    keeper = checkpoints.Checkpointer(out / _CHECKPOINTS, every_steps=checkpoint_every, keep=1)
+    keeper = checkpoints.Checkpointer(out / runs.CHECKPOINTS_FOLDER, every_steps=checkpoint_every, keep=1)
     prepared = prepare_language(job)
     if layout is not None:
         batches = prepared.method.batches(jax.random.key(job.seed), prepared.rows.data, 0)
@@ -190,8 +189,8 @@ def unlearn_language(
     identity = identify(prepared.description, None if layout is None else str(layout))
     places: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
     opened = runs.open_folder(out, identity, **places, warn=False)  # as checkpoints do
-    with opened as fresh, runs.cleared_if_refused(out, fresh, _CHECKPOINTS):
-        found = None if fresh else runs.ended_results(out, _CHECKPOINTS, console)
+    with opened as fresh, runs.cleared_if_refused(out, fresh, runs.CHECKPOINTS_SAVED):
+        found = None if fresh else runs.ended_results(out, runs.CHECKPOINTS_FOLDER, console)
         if found is not None:
             return found
         resumed_at = keeper.latest_step

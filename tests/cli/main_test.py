@@ -274,6 +274,19 @@ def test_the_log_of_a_refused_command_is_not_in_the_way_of_the_next(weights, tmp
     assert not out.exists()
 
 
+def tune(weights, out, *more):
+    chosen = ["tune", "--weights", weights, *NETWORK, "--forget", "random:0.1", "--validation", "test:0.5", "--insist"]
+    return cli.main([*map(str, chosen), "--out", str(out), *map(str, more)])
+
+
+def test_a_tuning_that_was_refused_is_not_in_the_way_of_the_corrected_one(weights, tmp_path, capsys):
+    more = ["--method", "ssd", "--trials", "1"]
+    assert tune(weights, tmp_path / "tuning", *more, "--epochs", "5") == 2
+    assert "epochs = 5 would change nothing" in error_of(capsys)
+    assert not (tmp_path / "tuning").exists()
+    assert tune(weights, tmp_path / "tuning", *more) == 0
+
+
 def test_a_folder_with_other_files_is_never_emptied(weights, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert unlearn(weights, tmp_path, *QUICK, "--overwrite") == 2

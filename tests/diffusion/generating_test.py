@@ -120,6 +120,9 @@ def test_an_image_that_is_not_finite_is_an_error_and_no_picture(pipeline, tmp_pa
     ):
         generating.generate_images(broken, PROMPTS, tmp_path, settings=SETTINGS, batch_size=2)
     assert [path.name for path in tmp_path.glob("*.png")] == ["00000.png"]
+    with pytest.raises(InputError, match=r"NaN or infinity"):
+        generating.generate_images(broken, PROMPTS[1:], tmp_path / "new", settings=SETTINGS, batch_size=1)
+    assert not (tmp_path / "new").exists()  # so that it does not keep others from the folder
 
 
 def test_an_image_is_what_its_parts_make_of_it(pipeline):

@@ -119,11 +119,11 @@ def test_what_a_run_reads_is_not_removed_for_its_result(tmp_path, read):
 @pytest.mark.parametrize(("fresh", "step", "left"), [(True, None, False), (True, "7", True), (False, None, True)])
 def test_a_run_that_was_refused_leaves_nothing_unless_it_saved_something(tmp_path, fresh, step, left):
     opened(tmp_path)
-    (tmp_path / "checkpoints" / (step or "tmp")).mkdir(parents=True)
-    with pytest.raises(InputError, match="bad"), runs.cleared_if_refused(tmp_path, fresh, "checkpoints"):
+    (tmp_path / "checkpoints" / (step or "3.orbax-checkpoint-tmp-1")).mkdir(parents=True)
+    with pytest.raises(InputError, match="bad"), runs.cleared_if_refused(tmp_path, fresh, "none/*", runs.CHECKPOINTS_SAVED):
         raise InputError("bad")
     assert (tmp_path / runs.RUN_FILE).exists() == (tmp_path / "checkpoints").exists() == left
-    with pytest.raises(KeyboardInterrupt), runs.cleared_if_refused(tmp_path, True, "checkpoints"):
+    with pytest.raises(KeyboardInterrupt), runs.cleared_if_refused(tmp_path, True):
         raise KeyboardInterrupt
 
 
