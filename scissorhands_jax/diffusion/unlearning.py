@@ -42,6 +42,7 @@ STEPS_FILE = "steps.csv"
 CACHE_FOLDER = "cache"
 _IMAGES_SAVED = f"{CACHE_FOLDER}/*/images/*.png"  # which take longest to make
 _logger = logging.getLogger(__name__)
+_OUTPUTS = [f"unet/{name}" for name in checkpoints.NETWORK_PARTS]
 _COLUMNS = (
     *("step", "epoch", "loss_retain", "loss_forget", "loss_replaced", "grad_norm", "dots", "dual", "projected"),
     *("cosine", "weight", "penalty"),
@@ -140,7 +141,7 @@ def _carried_out(
     console: Console,
 ) -> dict[str, Any]:
     """Does the rest of `unlearn_concept` in a folder that is open for the run."""
-    found = None if fresh else runs.ended_results(out, runs.CHECKPOINTS_FOLDER, console)
+    found = None if fresh else runs.ended_results(out, _OUTPUTS, console)
     if found is not None:
         return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scissorhands_jax import files, reading
-from scissorhands_jax.errors import CheckpointError, InputError
+from scissorhands_jax.errors import CheckpointError, InputError, listed
 from scissorhands_jax.terminal import Console, say
 from scissorhands_jax.training import distributed
 from scissorhands_jax.training.identity import Identity, check_same, identify
@@ -106,9 +106,7 @@ def _is_partial(path: Path) -> bool:
     return files.is_leftover(path) or ".orbax-checkpoint-tmp" in path.name
 
 
-def check_folder(
-    folder: Path, identity: Identity, *, warn: bool = False, advice: str = "use --overwrite"
-) -> None:
+def check_folder(folder: Path, identity: Identity, *, warn: bool = False, advice: str = "use --overwrite") -> None:
     """Refuses a folder with another run, which `open_folder` would not continue; without a run it is fine.
 
     Args:
@@ -161,26 +159,37 @@ def demonstrate(
     return made
 
 
-def ended_results(folder: Path, checkpoints: str, console: Console) -> dict[str, Any] | None:
+def ended_results(folder: Path, outputs: Iterable[str], console: Console) -> dict[str, Any] | None:
     """The document in `results.json` of a run that has ended, which is said, or None if it has not ended.
+
+    Checkpoints, which a run that was killed at its end may have left, are removed once the run is known to be whole.
 
     Args:
       folder: The folder of the run, which is open for it.
-      checkpoints: The name of the folder of checkpoints, which are removed: a run that was killed may have left them.
+      outputs: The names, in the folder, of what the run has made and cannot do without.
       console: Where it is said.
 
     Raises:
-      CheckpointError: The results are damaged.
+      CheckpointError: The results are damaged, or what the run has made is missing.
     """
     results = folder / RESULTS_FILE
     if not results.exists():
         return None
-    say(console, f"the run in {folder} has ended; nothing is left to do")
-    files.remove(folder / checkpoints)
     try:
-        return reading.read_json(results, nan=True)
+        document = reading.read_json(results, nan=True)
+        if not isinstance(document, dict):
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise CheckpointError(f"{results} is damaged ({error}); remove it, and it is written again") from error
+    missing = [name for name in outputs if not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(
+            f"the run in {folder} has ended, and {listed(missing)} of it is missing; put it back, or use --overwrite "
+            "to run it again"
+        )
+    say(console, f"the run in {folder} has ended; nothing is left to do")
+    files.remove(folder / CHECKPOINTS_FOLDER)
+    return document
 
 
 def read_run(folder: Path, *, advice: str = "put it back from your backup") -> dict[str, Any]:

@@ -209,7 +209,8 @@ def unlearn(
 
 def _has_ended(out: Path) -> bool:
     """Whether a run has written everything; its results come last."""
-    return all((out / name).exists() for name in (NETWORK_FOLDER, WEIGHTS_FILE, _PAGE_FILE, runs.RESULTS_FILE))
+    network = [f"{NETWORK_FOLDER}/{name}" for name in checkpoints.NETWORK_PARTS]
+    return all((out / name).exists() for name in (*network, WEIGHTS_FILE, _PAGE_FILE, runs.RESULTS_FILE))
 
 
 def _carried_out(

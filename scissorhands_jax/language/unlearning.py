@@ -26,6 +26,8 @@ from scissorhands_jax.language.decoder import Sizes, decoder
 from scissorhands_jax.language.lora import Lora
 from scissorhands_jax.language.method_settings import build_method
 from scissorhands_jax.language.model_folders import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
     LanguageFolder,
     form_line,
     load_weights,
@@ -190,7 +192,7 @@ def unlearn_language(
     places: dict[str, Any] = {"inputs": job.inputs, "overwrite": overwrite, "resume": resume}
     opened = runs.open_folder(out, identity, **places, warn=False)  # as checkpoints do
     with opened as fresh, runs.cleared_if_refused(out, fresh, runs.CHECKPOINTS_SAVED):
-        found = None if fresh else runs.ended_results(out, runs.CHECKPOINTS_FOLDER, console)
+        found = None if fresh else runs.ended_results(out, _outputs(prepared.folder), console)
         if found is not None:
             return found
         resumed_at = keeper.latest_step
@@ -419,6 +421,12 @@ def summed_losses(apply: Any, params: Params, model_state: ModelState, rows: Dat
     answers = answers_of(rows)
     logits, _ = apply(params, model_state, network_inputs(rows), train=False)
     return token_nll(logits[:, :-1], answers).sum(), jnp.sum(answers.mask)
+
+
+def _outputs(folder: LanguageFolder) -> list[str]:
+    """The names of the files that a run writes, without which its model cannot be read."""
+    names = [CONFIG_FILE, TOKENIZER_FILE, *(shard.name for shard in folder.shards)]
+    return [f"{MODEL_FOLDER}/{name}" for name in names]
 
 
 def _write(job: LanguageJob, prepared: PreparedJob, out: Path, result: Result) -> None:

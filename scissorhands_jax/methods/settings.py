@@ -108,7 +108,9 @@ class MethodSettings:
         """
         if self.epochs != 0:
             name = type(self).__name__.removesuffix("Settings")
-            raise InputError(f"epochs = {self.epochs} would change nothing with {name}, which takes no steps; leave it 0")
+            raise InputError(
+                f"epochs = {self.epochs} would change nothing with {name}, which takes no steps; leave it 0"
+            )
 
     def values(self, options: type) -> dict[str, Any]:
         """The values of the settings that are fields of `options`, a dataclass which these settings extend."""

@@ -26,6 +26,9 @@ from scissorhands_jax.errors import CheckpointError, InputError, check_whole
 from scissorhands_jax.training import distributed
 from scissorhands_jax.training.identity import Identity, check_same
 
+NETWORK_PARTS = ("network", "meta")
+"""The names of what `save_network` writes into its folder."""
+
 
 class Position(NamedTuple):
     """How far a run has come."""

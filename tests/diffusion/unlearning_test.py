@@ -232,6 +232,8 @@ class TestRuns:
         capsys.readouterr()
         assert cli.main([*words, "--resume"]) == 0
         assert json.loads(capsys.readouterr().out)["steps"] == 6
+        shutil.rmtree(tmp_path / "out/unet/network")
+        assert "has ended, and unet/network of it is missing" in error_of(capsys, *words, "--resume")
 
     def test_a_ceiling_of_the_data_is_the_checkpoints_wherever_the_run_is_resumed(self, folder, tmp_path, monkeypatch):
         follow = unlearning.follow_steps

@@ -120,7 +120,10 @@ def test_what_a_run_reads_is_not_removed_for_its_result(tmp_path, read):
 def test_a_run_that_was_refused_leaves_nothing_unless_it_saved_something(tmp_path, fresh, step, left):
     opened(tmp_path)
     (tmp_path / "checkpoints" / (step or "3.orbax-checkpoint-tmp-1")).mkdir(parents=True)
-    with pytest.raises(InputError, match="bad"), runs.cleared_if_refused(tmp_path, fresh, "none/*", runs.CHECKPOINTS_SAVED):
+    with (
+        pytest.raises(InputError, match="bad"),
+        runs.cleared_if_refused(tmp_path, fresh, "none/*", runs.CHECKPOINTS_SAVED),
+    ):
         raise InputError("bad")
     assert (tmp_path / runs.RUN_FILE).exists() == (tmp_path / "checkpoints").exists() == left
     with pytest.raises(KeyboardInterrupt), runs.cleared_if_refused(tmp_path, True):
@@ -148,12 +151,18 @@ def test_a_run_that_is_half_removed_can_be_replaced_again(tmp_path, monkeypatch)
 
 def test_a_run_that_has_ended_gives_its_results_and_leaves_no_checkpoints(tmp_path):
     console = Console(quiet=True)
-    (tmp_path / "steps").mkdir()
-    assert runs.ended_results(tmp_path, "steps", console) is None
-    assert (tmp_path / "steps").exists()
+    steps, outputs = tmp_path / runs.CHECKPOINTS_FOLDER, ["model/weights"]
+    steps.mkdir()
+    assert runs.ended_results(tmp_path, outputs, console) is None
+    for damaged in ('{"loss": ', "[1]"):
+        (tmp_path / runs.RESULTS_FILE).write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"is damaged .*; remove it, and it is written again"):
+            runs.ended_results(tmp_path, outputs, console)
     (tmp_path / runs.RESULTS_FILE).write_text('{"loss": 1}')
-    assert runs.ended_results(tmp_path, "steps", console) == {"loss": 1}
-    assert not (tmp_path / "steps").exists()
-    (tmp_path / runs.RESULTS_FILE).write_text('{"loss": ')
-    with pytest.raises(CheckpointError, match=r"is damaged .*; remove it, and it is written again"):
-        runs.ended_results(tmp_path, "steps", console)
+    lost = r"has ended, and model/weights of it is missing; put it back, or use --overwrite to run it again"
+    with pytest.raises(CheckpointError, match=lost):
+        runs.ended_results(tmp_path, outputs, console)
+    assert steps.exists()
+    (tmp_path / "model/weights").mkdir(parents=True)
+    assert runs.ended_results(tmp_path, outputs, console) == {"loss": 1}
+    assert not steps.exists()

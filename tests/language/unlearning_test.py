@@ -73,6 +73,10 @@ def test_a_model_forgets_by_all_its_weights_and_resumes(place, capsys, monkeypat
     assert command(place, "again", *QUICK, "--resume") == 0
     assert command(place, "again", *QUICK, "beta=0.2", "--resume") == 2
     assert "beta was 0.1 and is now 0.2" in capsys.readouterr().err
+    lost = next((place / "again" / "model").glob("*.safetensors"))
+    lost.unlink()
+    assert command(place, "again", *QUICK, "--resume") == 2
+    assert f"has ended, and model/{lost.name} of it is missing; put it back" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
