@@ -112,6 +112,7 @@ def _carried_out(
         document = _document(audit, results, finished=finished)
         document["config"] = config
         document |= {"seconds": time.perf_counter() - started, **report.environment()}
+        document = report.by_first_maker(out / runs.RESULTS_FILE, document)
         if finished:
             files.write_text(out / SCORES_FILE, json.dumps(_scores(audit, results).as_document()))
         report.write_results(out / runs.RESULTS_FILE, document)

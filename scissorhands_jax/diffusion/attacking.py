@@ -128,6 +128,7 @@ def attack_concept(
             with_attack = AttackRate(**document["original"]["with_attack"])
             document["gate"] = {"original": attacks.attack_gate(with_attack)["original"]}
         document |= {"config": description, **report.environment()}
+        document = report.by_first_maker(out / runs.RESULTS_FILE, document)
         files.write_text(out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     return document
 

@@ -211,6 +211,9 @@ def evaluate_images(
             concepts=shown,
             utility=measured,
         )
+        written = report.by_first_maker(out / runs.RESULTS_FILE, evaluation.document())
+        environment = {name: written[name] for name in evaluation.environment}
+        evaluation = dataclasses.replace(evaluation, environment=environment)
         if detect is not None:
             _write_table(out / TABLE_FILE, entries, found)
         evaluation_page.write_evaluation_page(

@@ -123,7 +123,7 @@ def _filled(
     """Computes what is missing of a table, and returns its document."""
 
     def write_results() -> dict[str, Any]:
-        document = table.document(folder.read_all())
+        document = report.by_first_maker(out / runs.RESULTS_FILE, table.document(folder.read_all()))
         report.write_results(out / runs.RESULTS_FILE, document)
         return document
 

@@ -136,7 +136,8 @@ def tune(
             task=job.splits.task,
         )
         tuning = Tuning(config=config, result=found, space=space, validation=validation)
-        files.write_text(out / TUNING_FILE, json.dumps(tuning.document(), indent=2) + "\n")
+        document = report.by_first_maker(out / TUNING_FILE, tuning.document())
+        files.write_text(out / TUNING_FILE, json.dumps(document, indent=2) + "\n")
     aside = [] if job.set_aside is None else [f"--validation {config.validation}"]
     say(
         console,

@@ -15,7 +15,14 @@ with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
     from scissorhands_jax.report.gradcam_figures import gradcam_figure
     from scissorhands_jax.report.page import Page, Section, Sheet, failures_section, write_html
-    from scissorhands_jax.report.results import environment, environment_of, read_results, results_text, write_results
+    from scissorhands_jax.report.results import (
+        by_first_maker,
+        environment,
+        environment_of,
+        read_results,
+        results_text,
+        write_results,
+    )
     from scissorhands_jax.report.row_figures import (
         before_after_figure,
         gap_figure,
@@ -71,6 +78,7 @@ __all__ = [
     "audit_answer",
     "audit_verdict",
     "before_after_figure",
+    "by_first_maker",
     "closest_sentence",
     "comparison",
     "curves_figure",

@@ -19,6 +19,7 @@ from scissorhands_jax.report.rows import row_fields
 from scissorhands_jax.version import version_of
 
 _PARTS = ("rows", "config", "versions", "machine")
+_ABOUT_MAKING = ("versions", "machine", "made_by", "seconds")
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -120,6 +121,33 @@ def environment() -> dict[str, dict[str, Any]]:
     if tunables in os.environ:
         machine[tunables] = os.environ[tunables]
     return {"versions": versions, "machine": machine, "made_by": dict(provenance.made_by())}
+
+
+def by_first_maker(path: str | os.PathLike, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as whoever made them first has written them, if a file has the same already.
+
+    So a command that is repeated after its end does not claim what another commit or machine has computed.
+
+    Args:
+      path: The file of results, which may be missing.
+      document: Results as `environment` completes them.
+
+    Returns:
+      The document, with `versions`, `machine`, `made_by` and `seconds` of the file where all else is equal.
+    """
+    try:
+        there = reading.read_json(path, nan=True)
+    except (OSError, ValueError):
+        return dict(document)
+    if not isinstance(there, dict) or _what_was_found(there) != _what_was_found(document):
+        return dict(document)
+    return {**document, **{name: there[name] for name in _ABOUT_MAKING if name in there}}
+
+
+def _what_was_found(document: Mapping[str, Any]) -> str:
+    """Results without who made them, as text in which those that are equal are the same."""
+    found = {name: value for name, value in document.items() if name not in _ABOUT_MAKING}
+    return json.dumps(found, sort_keys=True, default=lambda value: np.asarray(value).tolist())
 
 
 def environment_of(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -285,6 +285,16 @@ def test_a_tuning_that_was_refused_is_not_in_the_way_of_the_corrected_one(weight
     assert "epochs = 5 would change nothing" in error_of(capsys)
     assert not (tmp_path / "tuning").exists()
     assert tune(weights, tmp_path / "tuning", *more) == 0
+    # Whoever repeats it after its end has computed nothing.
+    text = (tmp_path / "tuning/tuning.json").read_text()
+    version = json.loads(text)["made_by"]["version"]
+    (tmp_path / "tuning/tuning.json").write_text(text.replace(f'"version": "{version}"', '"version": "an earlier one"'))
+    assert tune(weights, tmp_path / "tuning", *more, "--resume") == 0
+    again = json.loads((tmp_path / "tuning/tuning.json").read_text())
+    assert again["made_by"] == {**json.loads(text)["made_by"], "version": "an earlier one"}
+    (tmp_path / "tuning/trials/0001.json").unlink()
+    assert tune(weights, tmp_path / "tuning", *more, "--resume") == 0
+    assert json.loads((tmp_path / "tuning/tuning.json").read_text())["made_by"]["version"] == version
 
 
 def test_a_folder_with_other_files_is_never_emptied(weights, tmp_path, capsys):

@@ -95,6 +95,12 @@ class TestCommand:
         assert document["gate"] == {"original": False}  # one success says too little
         assert (tmp_path / "out/unlearned/00002.png").read_bytes().startswith(b"\x89PNG")
         assert not np.array_equal(seen[1], seen[2])  # the prompt with the found rows draws something else
+        # Whoever repeats it after its end has computed nothing.
+        made = {**document, "made_by": {**document["made_by"], "date": "yesterday"}}
+        (tmp_path / "out/results.json").write_text(json.dumps(made))
+        assert cli.main([*command, "--resume"]) == 0
+        assert json.loads((tmp_path / "out/results.json").read_text()) == made
+        assert len(seen) == 8
         # What is there is read; what is missing is made.
         (tmp_path / "out/unlearned/00002.json").unlink()
         (tmp_path / "out/results.json").unlink()

@@ -352,6 +352,14 @@ class TestReport:
         again = evaluating.evaluate_images(images, out, settings=settings, detect=stumble, resume=True)
         assert len(seen) == 4
         assert again.comparison.classes[0].unlearned.detections == 5
+        # Whoever repeats it after its end has computed nothing.
+        text = (out / "results.json").read_text()
+        date = json.loads(text)["made_by"]["date"]
+        (out / "results.json").write_text(text.replace(date, "yesterday"))
+        ended = evaluating.evaluate_images(images, out, settings=settings, detect=stumble, resume=True)
+        assert ended.environment["made_by"]["date"] == "yesterday"
+        assert "yesterday" in (out / "report.html").read_text()
+        assert (out / "results.json").read_text() == text.replace(date, "yesterday")
         assert "Nothing here says what forgetting has cost" in (out / "report.html").read_text()
         changed = dataclasses.replace(settings, threshold=0.8)
         with pytest.raises(InputError, match=r"another run: threshold was 0.6 and is now 0.8"):
