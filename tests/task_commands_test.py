@@ -1,6 +1,7 @@
 """Regressions and feature vectors in the command line: every command with a user's own table."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -59,6 +60,39 @@ def runs(folder, network):
     retrain = ["--method", "retrain", "method.learning_rate=0.1", "--max-loss", 1000]
     assert call("unlearn", *words, "--out", folder / "again", *retrain) == 0
     return folder / "run", folder / "again"
+
+
+def test_the_data_of_a_run_are_known_by_their_content_and_not_by_their_name(folder, runs, tmp_path, capsys):
+    results, text = json.loads((runs[0] / "results.json").read_text()), (folder / "own.csv").read_text()
+    shutil.copytree(runs[0] / "network", tmp_path / "lone" / "network")
+    header, first, *others = text.splitlines()
+
+    def changed(row):
+        return f"0.5,{row.partition(',')[2]}"
+
+    def measured(run, rows):
+        (tmp_path / "moved.csv").write_text("\n".join(rows) + "\n")
+        capsys.readouterr()
+        assert call("evaluate", "--checkpoint", run, "--dataset", f"csv:{tmp_path / 'moved.csv'}") == 0
+        found = capsys.readouterr()
+        return json.loads(found.out), " ".join(found.err.split())
+
+    answer, said = measured(runs[0], [header, first, *others])
+    assert answer["rmse_forget"] == pytest.approx(results["after"]["rmse_forget"], rel=1e-5)
+    assert "not the one" not in said
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    document = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**document, "test_sha256": "0" * 64}))
+    answer, said = measured(other, [header, first, *others])
+    assert answer["rmse_forget"] == pytest.approx(results["after"]["rmse_forget"], rel=1e-5)
+    assert f"moved.csv is not the one of the run in {other}, so it is measured whole" in said
+    answer, said = measured(runs[0], [header, changed(first), *others])
+    assert {name for name in answer if name.startswith("num_")} == {"num_test"}
+    assert "the training set csv:" in said
+    assert f"is not the one of the run in {runs[0]}, so the network is measured on the whole test set alone" in said
+    answer, said = measured(tmp_path / "lone" / "network", [header, first, *others])
+    assert {name for name in answer if name.startswith("num_")} == {"num_test"}
+    assert "lone has no run.json, which says of what data the run of this network was, so the network is" in said
 
 
 def test_a_regression_is_unlearned_measured_and_compared_with_retraining(runs, capsys):

@@ -403,7 +403,7 @@ def _evaluated(book: Ledger, current: int, subject: Subject, console: Console) -
     measured = record.metrics["after"]
     expected = {name: (measured[name].count, measured[name].of) for name in ("forget", "retain", "test")}
     if "num_forget" not in numbers:
-        # The run knows its data set by another path, so its positions may mean nothing in this one.
+        # These data are not those of the run, so its positions may mean nothing in them.
         correct, total = (sum(column) for column in zip(*record.test, strict=True))
         expected = {"test": (correct, total)}
     found = []

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import datasets, report
+from scissorhands_jax import datasets, hashing, report
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import originals, runs
 from scissorhands_jax.jobs.config import NetworkConfig
 from scissorhands_jax.jobs.earlier_runs import origin_folder, read_past, saved_config
-from scissorhands_jax.jobs.job import divide_test_set
+from scissorhands_jax.jobs.job import TEST_HASH, TRAIN_HASH, divide_test_set, set_aside_share
 from scissorhands_jax.jobs.loading import load_run, read_network
 from scissorhands_jax.jobs.progress import progress_bar
 from scissorhands_jax.metrics import answers, distances
 from scissorhands_jax.metrics.row import SetPredictions, accuracy_numbers
 from scissorhands_jax.report import table_gates
 from scissorhands_jax.terminal import Console, say
+from scissorhands_jax.training.identity import differences, list_differences
 
 _SCENARIO = "evaluation"
 
@@ -60,22 +62,25 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
     """Measures how good a network is on the test set, and for a run's result also on what it forgot and retained.
 
     The test set of a run's result is the one that the run reported on: without classes that were forgotten as a whole,
-    and without what was set aside for validation.
+    and without what was set aside for validation. Whether the data are those of the run is known by their content. A
+    network is measured on the whole test set alone, and that is said, where they are others or the folder of its run
+    is not there.
 
     Args:
       config: The network.
       retrained: The folder of the run that retrained the network of `config.checkpoint` without the same forget set.
         If it is given, the gates of `table_gates.of_rows` compare the two, and `avg_gap` is the distance between them.
-      console: Where progress is shown.
+      console: Where progress is shown, and why something is not measured.
 
     Raises:
-      InputError: Something cannot be used, or the retrained network belongs to another run.
+      InputError: Something cannot be used, or the retrained network belongs to another run, or was measured on other
+        sets.
     """
     rows = _noted_rows(config.checkpoint, retrained)
     splits = datasets.load(config.dataset, config.data_dir)
     read = read_network(config, splits)
     config, model, network = read.config, read.model, (read.params, read.model_state)
-    parts = _parts(config, splits)
+    parts = _parts(config, splits, console)
     found: dict[str, SetPredictions] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("evaluating", total=len(parts), note="")
@@ -100,14 +105,36 @@ def evaluate_network(config: NetworkConfig, *, retrained: str | None = None, con
     return NetworkEvaluation(model=config.model, dataset=config.dataset, numbers=numbers, avg_gap=avg_gap, gates=gates)
 
 
-def _parts(config: NetworkConfig, splits: datasets.Splits) -> dict[str, Dataset]:
-    """The sets that the network is measured on, by name."""
+def _parts(config: NetworkConfig, splits: datasets.Splits, console: Console) -> dict[str, Dataset]:
+    """The sets that the network is measured on, by name. Those of a run are known by the content of its data."""
+    whole = {"test": splits.test}
     saved = {} if config.checkpoint is None else saved_config(config.checkpoint)
-    if config.checkpoint is None or saved.get("dataset") != config.dataset:
-        return {"test": splits.test}
-    past, forgotten = read_past(origin_folder(config.checkpoint), data_lib.size(splits.train))
+    if config.checkpoint is None or "forget" not in saved:
+        return whole
+
+    def note(why: str, what: str) -> None:
+        say(console, f"note: {why}, so {what}")
+
+    folder = origin_folder(config.checkpoint)
+    alone = "the network is measured on the whole test set alone, and not on what it forgot and retained"
+    if not (folder / runs.RUN_FILE).is_file():
+        note(f"{folder} has no {runs.RUN_FILE}, which says of what data the run of this network was", alone)
+        return whole
+    run = runs.read_run(folder)
+    if run.get(TRAIN_HASH) != hashing.tree_sha256(splits.train):
+        note(f"the training set {config.dataset} is not the one of the run in {folder}", alone)
+        return whole
+    past, forgotten = read_past(folder, data_lib.size(splits.train))
+    if not forgotten.size:  # a ledger has erased it
+        note(f"the run in {folder} does not say any more what it forgot", alone)
+        return whole
     data = data_lib.split(splits.train, forgotten, past.trained_on)
-    test, _ = divide_test_set(splits.test, saved.get("validation"), saved.get("seed", 0))
+    test, set_aside = splits.test, set_aside_share(saved.get("validation"))
+    if run.get(TEST_HASH) == hashing.tree_sha256(test):
+        test, _ = divide_test_set(test, set_aside, saved.get("seed", 0))
+    elif set_aside is not None or TEST_HASH in run:
+        left = "" if set_aside is None else f", with whatever {set_aside} had set aside for validation"
+        note(f"the test set {config.dataset} is not the one of the run in {folder}", f"it is measured whole{left}")
     parts = {
         "test": answers.known_examples(splits.task, test, data.retain),
         "forget": data.forget,
@@ -124,12 +151,46 @@ def _noted_rows(checkpoint: str | None, retrained: str | None) -> list[dict[str,
         return [{**dict.fromkeys(report.ROW_FIELDS), "scenario": _SCENARIO, "method": report.ORIGINAL}]
     if checkpoint is None:
         raise InputError("--retrained is compared with a run; name that run with --checkpoint RUN")
-    own, other = (report.read_results(origin_folder(run) / runs.RESULTS_FILE) for run in (checkpoint, retrained))
+    folders = [origin_folder(run) for run in (checkpoint, retrained)]
+    for folder in folders:
+        if not (folder / runs.RESULTS_FILE).is_file():
+            raise InputError(
+                f"--retrained compares what two runs have saved, and {folder} has no {runs.RESULTS_FILE}; name the "
+                "folder of a run that has ended"
+            )
+    own, other = (report.read_results(folder / runs.RESULTS_FILE) for folder in folders)
     if other["config"].get("method_name") != report.REFERENCE:
         raise InputError(f"{retrained} is a run of {other['config'].get('method_name')}; name one of --method retrain")
     for part in ("forget", "trained_on"):
         if own.get(part, {}).get("sha256") != other.get(part, {}).get("sha256"):
             what = "forgot other examples" if part == "forget" else "began with another training set"
             raise InputError(f"{retrained} {what} than {checkpoint}, so the two cannot be compared")
+    here, there = (_sets_of(folder, run) for folder, run in zip(folders, (own, other), strict=True))
+    found = list(differences(there, here))
+    if found:
+        raise InputError(
+            f"{retrained} and {checkpoint} were not measured on the same sets: "
+            f"{list_differences(found, 'is {} there and {} here')}; retrain with the settings of the latter"
+        )
     rows = [*own["rows"], *other["rows"][1:]]
     return [{**row, "scenario": _SCENARIO, "seed": None} for row in rows]
+
+
+def _sets_of(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What decides the sets that a run was measured on, except for its forget set and what its network was trained on.
+
+    Args:
+      folder: The folder of the run.
+      results: The content of its `results.json`.
+    """
+    config = results["config"]
+    limit, set_aside = config.get("retain_limit"), set_aside_share(config.get("validation"))
+    saved = runs.read_run(folder) if (folder / runs.RUN_FILE).is_file() else {}
+    return {
+        TRAIN_HASH: saved.get(TRAIN_HASH),
+        TEST_HASH: saved.get(TEST_HASH),
+        "validation": set_aside,
+        "retain_limit": limit,
+        "seed": None if limit is None and set_aside is None else config.get("seed"),  # which draws both
+        "model": config.get("model"),
+    }

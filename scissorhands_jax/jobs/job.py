@@ -31,6 +31,9 @@ from scissorhands_jax.training.sharding import Layout
 ORIGINAL_HASH = "original_sha256"
 """The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
+TRAIN_HASH, TEST_HASH = "train_sha256", "test_sha256"
+"""The names, in the identity of a job, of the SHA-256 of the training and of the test split."""
+
 _PATHS = ("weights", "checkpoint", "data_dir", "trained_on", "forgotten_before", "rename", "check")
 # Settings that say where something lies, or how to read it. Its content is described by a hash.
 _PLACES = (*_PATHS, "layout", "prefix", "ema")
@@ -230,8 +233,8 @@ class Job(OriginalNetwork):
             "right_labels_sha256": None if self.right_labels is None else hashing.tree_sha256(self.right_labels),
             "trained_on_sha256": hashing.positions_sha256(self.past.trained_on),
             "forgotten_before_sha256": hashing.positions_sha256(self.past.forgotten),
-            "train_sha256": self.train_sha256,
-            "test_sha256": hashing.tree_sha256(self.splits.test),
+            TRAIN_HASH: self.train_sha256,
+            TEST_HASH: hashing.tree_sha256(self.splits.test),
             **({"validation_sha256": self._held_out_sha256()} if asks_for_held_out(self.config.method) else {}),
             ORIGINAL_HASH: hashing.network_sha256(self.params, self.model_state),
         }
@@ -408,6 +411,15 @@ def divide_test_set(test: Dataset, validation: str | None, seed: int) -> tuple[D
         ) from error
     rest = np.setdiff1d(np.arange(data_lib.size(test)), aside)
     return data_lib.take(test, rest), data_lib.take(test, aside)
+
+
+def set_aside_share(validation: str | None) -> str | None:
+    """The validation set of a job if it is a share of the test set, which is set aside; None if nothing is.
+
+    Args:
+      validation: As in `RunConfig`.
+    """
+    return validation if validation is not None and validation.startswith("test:") else None
 
 
 def _right_labels(forget: str, splits: datasets.Splits) -> np.ndarray | None:

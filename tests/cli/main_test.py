@@ -141,6 +141,27 @@ def test_an_evaluation_says_which_gates_it_could_run(weights, tmp_path, capsys):
     assert unlearn(weights, tmp_path / "other", "--method", "retrain", "--epochs", 0) == 0
     refused.append((["--retrained", tmp_path / "other"], "forgot other examples"))
     refused.append((["--retrained", tmp_path / "none"], "none holds no network; name the folder of a run that has"))
+    edits = [
+        (
+            "results.json",
+            {"validation": "test:0.5"},
+            "validation is 'test:0.5' there and None here; seed is 1 there and",
+        ),
+        ("results.json", {"retain_limit": 100}, "retain_limit is 100 there and None here"),
+        ("results.json", {"model": "resnet20"}, "model is 'resnet20' there and 'mlp' here; retrain with the settings"),
+        ("run.json", {"train_sha256": "0" * 64}, "train_sha256 is 0000000000000000 there and"),
+        ("run.json", {"test_sha256": "0" * 64}, "test_sha256 is 0000000000000000 there and"),
+    ]
+    for number, (file, changes, message) in enumerate(edits):
+        copy = shutil.copytree(tmp_path / "retrain", tmp_path / f"edited{number}")
+        document = json.loads((copy / file).read_text())
+        (document["config"] if file == "results.json" else document).update(changes)
+        (copy / file).write_text(json.dumps(document))
+        refused.append((["--retrained", copy], message))
+    shutil.copytree(tmp_path / "retrain" / "network", tmp_path / "lone" / "network")
+    refused.append(
+        (["--retrained", tmp_path / "lone" / "network"], "lone has no results.json; name the folder of a run")
+    )
     for more, message in refused:
         assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "finetune"), *map(str, more)]) == 2
         assert message in error_of(capsys)
