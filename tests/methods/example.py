@@ -79,9 +79,9 @@ IN_EVALUATION_MODE = {"orthograd"}  # Their steps move no statistics and draw no
 
 
 def build(name, loss_fn=LOSS, model=MODEL, **changes):
-    given = {"epochs": 2, "batch_size": 4}
+    given = {"batch_size": 4}
     if name in STEPPING:
-        given["learning_rate"] = 0.05
+        given |= {"epochs": 2, "learning_rate": 0.05}
     if name in ("boundary_shrink", "amun"):
         given["clip"] = False  # The images are not pixels between 0 and 1.
     if name == "sfron":
