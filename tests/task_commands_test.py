@@ -90,6 +90,10 @@ def test_the_data_of_a_run_are_known_by_their_content_and_not_by_their_name(fold
     assert {name for name in answer if name.startswith("num_")} == {"num_test"}
     assert "the training set csv:" in said
     assert f"is not the one of the run in {runs[0]}, so the network is measured on the whole test set alone" in said
+    (other / "run.json").write_text(json.dumps({key: value for key, value in document.items() if "sha256" not in key}))
+    answer, said = measured(other, [header, first, *others])
+    assert {name for name in answer if name.startswith("num_")} == {"num_test"}
+    assert "other/run.json does not say of what data the run was, so the network is measured on" in said
     answer, said = measured(tmp_path / "lone" / "network", [header, first, *others])
     assert {name for name in answer if name.startswith("num_")} == {"num_test"}
     assert "lone has no run.json, which says of what data the run of this network was, so the network is" in said

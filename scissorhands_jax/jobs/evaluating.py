@@ -121,7 +121,10 @@ def _parts(config: NetworkConfig, splits: datasets.Splits, console: Console) -> 
         note(f"{folder} has no {runs.RUN_FILE}, which says of what data the run of this network was", alone)
         return whole
     run = runs.read_run(folder)
-    if run.get(TRAIN_HASH) != hashing.tree_sha256(splits.train):
+    if TRAIN_HASH not in run:  # an early version wrote it
+        note(f"{folder / runs.RUN_FILE} does not say of what data the run was", alone)
+        return whole
+    if run[TRAIN_HASH] != hashing.tree_sha256(splits.train):
         note(f"the training set {config.dataset} is not the one of the run in {folder}", alone)
         return whole
     past, forgotten = read_past(folder, data_lib.size(splits.train))

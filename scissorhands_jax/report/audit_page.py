@@ -60,7 +60,7 @@ _WHAT = (
     "recovery, probes and weight distances are over the few networks that were examined, and not over examples. All "
     "use Student's t, except for true positive rates, which have Wilson's interval. Means over forget sets add up what "
     "a pair contributes to each. An interval is about the mean of the number over ensembles of this size. KLoM of "
-    "fewer than eight networks of each kind has none, because it would hold less than it says. Variances of "
+    "fewer than eight networks of each kind has none: with four it held less than it says. Variances of "
     "examples are drawn towards their common value by as much as they are uncertain. A true positive rate needs "
     "about ten false positives to mean anything; if there are too few negatives for that, the table says so.",
 )

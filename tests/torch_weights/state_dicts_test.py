@@ -903,8 +903,8 @@ BOMB_FILES = [(name, save) for name in BOMBS for save in (save_zip, save_legacy,
 def refusals(tmp_path_factory):
     """What a new process needed for each bomb, and the size of its file.
 
-    Here, freeing twenty thousand nested containers has taken twenty times as long on some machines, after thousands of
-    tests; that says nothing of the reader.
+    In a process that had run thousands of tests, some of twenty thousand nested containers have taken twenty times as
+    long on some machines, which was never found out and says nothing of the reader.
     """
     folder = tmp_path_factory.mktemp("bombs")
     paths = [folder / str(number) for number, _ in enumerate(BOMB_FILES)]
