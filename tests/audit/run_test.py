@@ -103,6 +103,14 @@ class TestStandard:
         assert found["nothing", "klom_forget"]["value"] > 1.3 * found["from scratch", "klom_forget"]["value"]
         assert found["nothing", "forgetting_score"]["value"] < 0.5 * found["from scratch", "forgetting_score"]["value"]
 
+    def test_whoever_repeats_it_after_its_end_has_not_made_it(self, done, experiment, tmp_path):
+        folder, document = done
+        out = shutil.copytree(folder, tmp_path / "out")
+        made = {**document, "made_by": {**document["made_by"], "date": "yesterday"}}
+        (out / "results.json").write_text(json.dumps(made))
+        again = run_audit(experiment, out, num_networks=12, console=QUIET)
+        assert (again["made_by"], again["seconds"]) == (made["made_by"], made["seconds"])
+
     def test_what_retrains_is_not(self, done):
         _, document = done
         found = means(document)

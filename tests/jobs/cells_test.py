@@ -204,3 +204,19 @@ def test_results_are_written_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "SECONDS_BETWEEN_RESULTS", 0.0)
     fill(CellFolder(tmp_path / "often", Number), made, lambda: calls.append(1))
     assert len(calls) == 6
+
+
+def test_what_is_refused_before_its_first_cell_leaves_nothing_and_later_all(tmp_path):
+    def refused(number, *made):
+        with CellFolder.open(tmp_path / "out", identify({"number": number}), Number, overwrite=False) as folder:
+            fill(folder, made)
+            raise InputError("no")
+
+    for number in (1, 2):  # which would be another run's folder
+        with pytest.raises(InputError, match=r"^no$"):
+            refused(number)
+        assert not (tmp_path / "out" / "run.json").exists()
+    with pytest.raises(InputError, match=r"^no$"):
+        refused(3, ResultCell({"n": 1}, lambda progress: Number(1.0)))
+    with pytest.raises(InputError, match="number was 3 and is now 4"):
+        refused(4)

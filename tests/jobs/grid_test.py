@@ -202,6 +202,11 @@ class TestTable:
         again = grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)
         assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
         assert again["rows"] == document["rows"]
+        # Whoever repeats it after its end has computed nothing.
+        made = {**again, "made_by": {**again["made_by"], "date": "yesterday"}}
+        (out / "results.json").write_text(json.dumps(made))
+        assert grid.run_grid(EXPERIMENT, out, seeds=[3], console=QUIET)["made_by"]["date"] == "yesterday"
+        assert json.loads((out / "results.json").read_text())["seconds"] == made["seconds"]
 
     def test_the_page_says_what_the_hashes_of_networks_are(self, table, tmp_path):
         _, document = table
