@@ -34,8 +34,8 @@ def needs_torch():
 class Narrow(settings.Settings):
     """The networks of the full size with few channels and small images.
 
-    No layer of ResNet-18 has 4 or 12 channels: PyTorch 2.13.0 writes beyond its arrays there, without JAX in the
-    process too (20 training steps of widths 4, 8, 12 and 16, channels last, with `MALLOC_CHECK_=3`: "corrupted size").
+    ResNet-18 has more than 4 channels: PyTorch 2.13.0 writes beyond its arrays in training one with 4, channels last,
+    without JAX in the process too ("corrupted size" with `MALLOC_CHECK_=3`; 8, 12 or 16 channels are without it).
     """
 
     @property
