@@ -128,10 +128,21 @@ def sentences() -> Iterator[tuple[str, str]]:
         f"{_interval(faces[report.REDRAWN], 2)} between two retrained networks",
     )
     gaps = _gaps("cifar10_full")
-    share = 100 * statistics.fmean(a / b for a, b in zip(gaps["scissorhands"], gaps["original"], strict=True))
-    words = f"Scissorhands has {_mean(gaps['scissorhands'], 2)}, which is {share:.1f} % of the original's"
+    share = _mean(_of_seeds("cifar10_full", "gap_share")["scissorhands"])
+    words = f"Scissorhands has {_mean(gaps['scissorhands'], 2)}, which is {share} % of the original's"
     yield findings, words
     yield findings, f"NegGrad+ is closer, with {_mean(gaps['neggrad_plus'], 2)}"
+    yield findings, f"so is MUNBa with {_mean(gaps['munba'], 2)}"
+    nearer = (
+        _interval([a - b for a, b in zip(gaps["scissorhands"], gaps[name], strict=True)], 2)
+        for name in ("neggrad_plus", "munba")
+    )
+    yield findings, f"by {' and '.join(nearer)} points"
+    found = _of_seeds("cifar10_full", "mia")
+    unseen, retrained = (
+        " and ".join(f"{value:.1f}" for value in found[name]) for name in ("scissorhands", report.REFERENCE)
+    )
+    yield findings, f"takes {unseen} % of its forget set for test images where retraining has {retrained} %"
     left = f"Scissorhands has {_mean(gaps['scissorhands'], 2)} of the original's {_mean(gaps['original'], 2)} points"
     yield "docs/results/what-did-not-work.md", left
     others = f"NegGrad+ ({_mean(gaps['neggrad_plus'], 2)}) and MUNBa ({_mean(gaps['munba'], 2)}) were closer"
@@ -475,9 +486,14 @@ def _read(name: str) -> Any:
 
 def _gaps(name: str) -> dict[str, list[float]]:
     """The Avg. Gap of every seed of a table with one scenario, by method."""
+    return _of_seeds(name, "avg_gap")
+
+
+def _of_seeds(name: str, column: str) -> dict[str, list[float]]:
+    """A column's number in every seed of a table with one scenario, by method."""
     document = report.read_results(tables.RESULTS / name / "results.json")
     (methods,) = report.grouped(report.with_gaps(document["rows"])).values()
-    return {method: table_rows.numbers(rows, "avg_gap") for method, rows in methods.items()}
+    return {method: table_rows.numbers(rows, column) for method, rows in methods.items()}
 
 
 def _mean(values: Sequence[float], digits: int = 1) -> str:

@@ -35,7 +35,8 @@ class Narrow(settings.Settings):
     """The networks of the full size with few channels and small images.
 
     ResNet-18 has more than 4 channels: PyTorch 2.13.0 writes beyond its arrays in training one with 4, channels last,
-    without JAX in the process too ("corrupted size" with `MALLOC_CHECK_=3`; 8, 12 or 16 channels are without it).
+    without JAX in the process too. The C library's heap checks (`LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3`)
+    end that, and pass 8, 12 and 16 channels, PyTorch's own layout, and ResNet-20 with 4.
     """
 
     @property
