@@ -39,11 +39,9 @@ from scissorhands_jax.diffusion.demo.scene import make_scene, requested_digits
 from scissorhands_jax.diffusion.demo.settings import (
     LITERAL,
     NUM_DIGITS,
-    ORIGINAL,
-    RETRAINED,
     RETRAINED_AGAIN,
-    UNLEARNED,
     VARIANTS,
+    WHOLE_METHOD,
     DigitsSettings,
     DigitsTraining,
     DigitsUnlearning,
@@ -51,13 +49,13 @@ from scissorhands_jax.diffusion.demo.settings import (
 from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.errors import check_seed
 from scissorhands_jax.metrics import intervals
-from scissorhands_jax.report import provenance
+from scissorhands_jax.report import ORIGINAL, REFERENCE, provenance
 from scissorhands_jax.terminal import Console, say
 
 # A little longer than the demonstration has time for.
 TRAINING, UNLEARNING = DigitsTraining(epochs=50), DigitsUnlearning(epochs=20)
 SHOWN = 10  # Drawings of each digit in the picture.
-NETWORKS = (ORIGINAL, RETRAINED, RETRAINED_AGAIN, *VARIANTS)
+NETWORKS = (ORIGINAL, REFERENCE, RETRAINED_AGAIN, *VARIANTS)
 HEADERS = {
     "forget": ("forgotten digit, %", 1),
     "any_digit": ("any digit for it, %", 1),
@@ -243,7 +241,7 @@ def gate(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool | None]:
         return attack_rate(*(sum(share[part] for share in shares) for part in ("count", "total"))) if shares else None
 
     original = rate(ORIGINAL)
-    return {} if original is None else attack_gate(original, rate(RETRAINED))
+    return {} if original is None else attack_gate(original, rate(REFERENCE))
 
 
 def _naming(start_phase: StartPhase, prefix: str) -> StartPhase:
@@ -266,7 +264,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(network for network, _, _ in held):
         own = {(digit, seed): row for (network, digit, seed), row in held.items() if network == name}
-        others = [other for other in (RETRAINED, RETRAINED_AGAIN) if name not in (other, RETRAINED)]
+        others = [other for other in (REFERENCE, RETRAINED_AGAIN) if name not in (other, REFERENCE)]
         pairs = [
             (cell, row, held[other, *cell]) for cell, row in own.items() for other in others if (other, *cell) in held
         ]
@@ -285,8 +283,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _floors(held: Mapping[tuple[str, int, int], Mapping[str, float]], keys: Sequence[str]) -> dict[str, float]:
     """The 95th percentile of the distances between two retrained networks by number; nothing without such pairs."""
-    cells = [(digit, seed) for name, digit, seed in held if name == RETRAINED]
-    pairs = [(held[RETRAINED, *c], held[RETRAINED_AGAIN, *c]) for c in cells if (RETRAINED_AGAIN, *c) in held]
+    cells = [(digit, seed) for name, digit, seed in held if name == REFERENCE]
+    pairs = [(held[REFERENCE, *c], held[RETRAINED_AGAIN, *c]) for c in cells if (RETRAINED_AGAIN, *c) in held]
     return {key: float(np.percentile([abs(a[key] - b[key]) for a, b in pairs], 95)) for key in keys if pairs}
 
 
@@ -318,7 +316,7 @@ def picture(
     Raises:
       FileNotFoundError: Drawings are not in the folder.
     """
-    titles = {ORIGINAL: "before", UNLEARNED: "after Scissorhands", LITERAL: LITERAL, RETRAINED: "retrained"}
+    titles = {ORIGINAL: "before", WHOLE_METHOD: "after Scissorhands", LITERAL: LITERAL, REFERENCE: "retrained"}
     shown = {name: title for name, title in titles.items() if name in names} or {name: name for name in names}
     rows = {_title(row["seed"], row["digit"], row["network"]): row for row in document["rows"]}
 

@@ -67,7 +67,8 @@ def public_names(path):
             found = [node.name]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found = [target.id for target in targets if isinstance(target, ast.Name)]
+            nodes = (found for target in targets for found in ast.walk(target))
+            found = [found.id for found in nodes if isinstance(found, ast.Name) and isinstance(found.ctx, ast.Store)]
         else:
             continue
         yield from (name for name in found if not name.startswith("_"))

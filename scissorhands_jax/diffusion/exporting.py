@@ -19,7 +19,7 @@ from scissorhands_jax import files, reading, torch_weights
 from scissorhands_jax.diffusion import folder_configs, model_folder
 from scissorhands_jax.diffusion import tokenizer as tokenizer_lib
 from scissorhands_jax.diffusion.file_layouts import FILE_DTYPES, FILE_STEMS, FOLDERS
-from scissorhands_jax.diffusion.folder_configs import CONFIG_FILE, PIPELINE_FILE, SCHEDULER_FILE
+from scissorhands_jax.diffusion.folder_configs import PART_CONFIG_FILE, PIPELINE_FILE, SCHEDULER_FILE
 from scissorhands_jax.diffusion.networks import PARTS, Part
 from scissorhands_jax.errors import InputError, WeightsError, check_choice
 
@@ -69,7 +69,7 @@ def export_weights(
         raise InputError(f"there is no {'UNet' if present else 'network'} in {unet or folder}; import one first")
     targets = {part: out / FOLDERS[part] / f"{FILE_STEMS[part]}.safetensors" for part in present}
     whole = len(present) == len(PARTS) and (folder / model_folder.TOKENIZER_FOLDER).is_dir()
-    written = [path for target in targets.values() for path in (target, target.parent / CONFIG_FILE)]
+    written = [path for target in targets.values() for path in (target, target.parent / PART_CONFIG_FILE)]
     others = [path for target in targets.values() for path in _other_weights(target)]
     if whole:
         vocabulary_files = tokenizer_lib.find_vocabulary(folder / model_folder.TOKENIZER_FOLDER)
@@ -89,7 +89,7 @@ def export_weights(
             files.remove(path)
     for part, target in targets.items():
         config = _write_part(part, homes[part], target, dtype)
-        files.write_text(target.parent / CONFIG_FILE, _json(folder_configs.config_document(config)))
+        files.write_text(target.parent / PART_CONFIG_FILE, _json(folder_configs.config_document(config)))
     if whole:
         files.write_text(out / "scheduler" / SCHEDULER_FILE, _json(scheduler))
         model_folder.write_tokenizer(tokenizer_lib.transformers_files(vocabulary), out)

@@ -12,7 +12,7 @@ import numpy as np
 
 from scissorhands_jax import hashing, reading, torch_weights
 from scissorhands_jax.diffusion.file_layouts import FILE_STEMS, FOLDERS
-from scissorhands_jax.diffusion.folder_configs import CONFIG_FILE, PIPELINE_FILE
+from scissorhands_jax.diffusion.folder_configs import PART_CONFIG_FILE, PIPELINE_FILE
 from scissorhands_jax.diffusion.networks import PART_TITLES, Part
 from scissorhands_jax.errors import InputError, WeightsError
 
@@ -143,7 +143,7 @@ def _single(part: Part, path: Path) -> PartSource:
 
 
 def _config_beside(file: Path) -> Path | None:
-    config = file.with_name(CONFIG_FILE)
+    config = file.with_name(PART_CONFIG_FILE)
     return config if config.is_file() else None
 
 

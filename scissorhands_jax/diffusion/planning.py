@@ -30,15 +30,15 @@ from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.plan_memory import (
-    GRADIENTS,
+    GATHERED,
     HELD,
     NETWORK,
     OPTIMIZER,
-    ORIGINAL,
-    TEMPORARIES,
+    ORIGINAL_NETWORK,
     RunMemory,
     memory_limit,
     process_bytes,
+    program_parts,
 )
 from scissorhands_jax.jobs.plan_report import CostPlan
 from scissorhands_jax.jobs.plan_steps import memory_analysis
@@ -154,7 +154,7 @@ def plan_concept(
         divided = {phase: placement.parts for phase, placement in placed.items()}
     else:
         if layout.nbytes(params) < trees.nbytes(params):
-            around["gathered layers"] = 2 * largest
+            around[GATHERED] = 2 * largest
         divided, strategy = {phase: {**parts, **around} for phase, parts in phases.items()}, str(layout)
     parameters = trees.count_weights(params)
     return ConceptPlan(
@@ -242,11 +242,13 @@ def _phases(
     """
     settings, phases = programs.settings, {}
     for name, phase in settings.beginning(params, size).items():
-        phases[name] = {ORIGINAL: size(params), HELD: phase.held}
+        phases[name] = {ORIGINAL_NETWORK: size(params), HELD: phase.held}
         if phase.scores is not None:
             scored = programs.share(phase.scores, settings.batch_size)
             needed = programs.scoring(scoring_loss, params, scored)
-            phases[name] |= _of_program(needed, size(params)) | {"batch": trees.nbytes(scored)}
+            phases[name] |= program_parts(needed, trees.nbytes(params), held=size(params)) | {
+                "batch": trees.nbytes(scored)
+            }
     data = Data(*(programs.examples.of(name, settings.batch_size) for name in Data._fields))
     positions = programs.first_batch(data)
     if positions is None:
@@ -256,20 +258,16 @@ def _phases(
     batch = Batch(**{name: None if seen is None else programs.share(name, len(seen)) for name, seen in counts.items()})
     chosen = trees.select(params, named_part(settings.train))
     trained = [leaf for leaf, trains in trees.zip_leaves(params, chosen) if trains]
-    gradients = len(settings.gradients) * size(trained)
+    kept = len(settings.gradients)
+    gradients, held = kept * trees.nbytes(trained), kept * size(trained)
     phases["steps"] = {
         NETWORK: size(params),
         OPTIMIZER: size(carry.opt_state),
         HELD: size(carry.aux),
-        **_of_program(programs.step(carry, batch, positions, data), gradients),
+        **program_parts(programs.step(carry, batch, positions, data), gradients, held=held),
         "batch": trees.nbytes(batch),
     }
     return phases
-
-
-def _of_program(needed: int, gradients: int) -> dict[str, int]:
-    """What a program needs for itself, with the gradients apart."""
-    return {GRADIENTS: min(gradients, needed), TEMPORARIES: max(0, needed - gradients)}
 
 
 def _key() -> Any:

@@ -24,15 +24,15 @@ from scissorhands_jax.errors import InputError, check_choice
 if TYPE_CHECKING:
     import tokenizers
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY_SIZE = 49408
-MAX_LENGTH = 77  # tokens of a prompt, START and END included
+MAX_LENGTH = 77  # tokens of a prompt, START_TOKEN and END_TOKEN included
 BPE_FILE, JSON_FILE, SETTINGS_FILE = "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json", "tokenizer_config.json"
 Cleaning = Literal["nfc", "ftfy"]
 
 _NUM_MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_SPECIAL = re.compile(f"({re.escape(START)}|{re.escape(END)})")
+_SPECIAL = re.compile(f"({re.escape(START_TOKEN)}|{re.escape(END_TOKEN)})")
 _GLUED = re.compile(r"(?<=[^\w\s]|_)(<\|)(startoftext|endoftext)(\|>)")
 _INSTALLED = ("open_clip", "clip")  # packages that carry BPE_FILE; they are not imported
 
@@ -47,7 +47,7 @@ class Vocabulary(NamedTuple):
     added: tuple[dict[str, Any], ...] = ()
     """Further tokens, such as those of a textual inversion, as transformers describes them, in the order of their ids,
     which follow those of `tokens`."""
-    pad: str = END
+    pad: str = END_TOKEN
     """What prompts are filled up with."""
     length: int = MAX_LENGTH
     """The largest number of tokens of a prompt."""
@@ -59,9 +59,9 @@ class Vocabulary(NamedTuple):
 
 
 class Tokenizer:
-    """Turns prompts into ids. shape=(N, length), dtype=int32: START, the prompt's ids, END, and padding.
+    """Turns prompts into ids. shape=(N, length), dtype=int32: the start, the prompt's ids, the end, and padding.
 
-    Padding is END unless the files name another token. `end` is the id of END, and `cleaning` what was chosen.
+    Padding is `END_TOKEN` unless the files name another token. `end` is its id, and `cleaning` what was chosen.
 
     Prompts that are longer are cut, as in diffusers' pipelines; at CLIP's 77 that is after 75 tokens.
 
@@ -86,7 +86,7 @@ class Tokenizer:
         check_size(vocabulary, files, limit)
         self.files, self.size = tuple(files), vocabulary.size
         self.cleaning: Cleaning = cleaning
-        self.end = vocabulary.tokens[END]
+        self.end = vocabulary.tokens[END_TOKEN]
         self._clean = _cleaner(cleaning)
         self._length = min(length, vocabulary.length)
         self._tokenizer = _pipeline(vocabulary, self._length)
@@ -213,12 +213,18 @@ def _published(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def byte_tokens(merges: Sequence[tuple[str, str]] = ()) -> dict[str, int]:
-    """The ids of CLIP's tokens: 256 bytes, 256 bytes that end a word, the results of the merges, START and END.
+    """The ids of CLIP's tokens: 256 bytes, 256 bytes that end a word, the results of the merges, start and end.
 
     Args:
       merges: The merges; none make a tokenizer that spells every word.
     """
-    tokens = [*_BYTES, *(f"{byte}</w>" for byte in _BYTES), *("".join(merge) for merge in merges), START, END]
+    tokens = [
+        *_BYTES,
+        *(f"{byte}</w>" for byte in _BYTES),
+        *("".join(merge) for merge in merges),
+        START_TOKEN,
+        END_TOKEN,
+    ]
     return {token: number for number, token in enumerate(tokens)}
 
 
@@ -229,19 +235,21 @@ def transformers_files(vocabulary: Vocabulary) -> dict[str, str]:
       vocabulary: What it knows.
     """
     lines = ["#version: 0.2", *(" ".join(merge) for merge in vocabulary.merges), ""]
-    special = {number: _described(token) for token, number in vocabulary.tokens.items() if token in (START, END)}
+    special = {
+        number: _described(token) for token, number in vocabulary.tokens.items() if token in (START_TOKEN, END_TOKEN)
+    }
     added = dict(enumerate(vocabulary.added, len(vocabulary.tokens)))
     settings = {
         "add_prefix_space": False,
         "added_tokens_decoder": {str(number): each for number, each in sorted((special | added).items())},
-        "bos_token": START,
+        "bos_token": START_TOKEN,
         "do_lower_case": True,
-        "eos_token": END,
+        "eos_token": END_TOKEN,
         "errors": "replace",
         "model_max_length": vocabulary.length,
         "pad_token": vocabulary.pad,
         "tokenizer_class": "CLIPTokenizer",
-        "unk_token": END,
+        "unk_token": END_TOKEN,
     }
     return {
         "vocab.json": json.dumps(vocabulary.tokens, ensure_ascii=False) + "\n",
@@ -252,7 +260,13 @@ def transformers_files(vocabulary: Vocabulary) -> dict[str, str]:
 
 def _described(token: str) -> dict[str, Any]:
     """A token that splits texts, as transformers describes it."""
-    flags = {"lstrip": False, "normalized": token == START, "rstrip": False, "single_word": False, "special": True}
+    flags = {
+        "lstrip": False,
+        "normalized": token == START_TOKEN,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     return {"content": token, **flags}
 
 
@@ -266,7 +280,7 @@ def _settings(
     numbers = [number for number in sorted(listed) if str(listed[number]["content"]) not in tokens]
     if numbers != list(range(len(tokens), len(tokens) + len(added))):
         raise ValueError(f"the ids of its added tokens, {numbers[:5]}, do not follow those of the vocabulary")
-    pad = settings.get("pad_token", END)
+    pad = settings.get("pad_token", END_TOKEN)
     pad = pad["content"] if isinstance(pad, dict) else pad
     if pad not in tokens and pad not in [each["content"] for each in added]:
         raise ValueError(f"it pads with {str(pad)[:40]!r}, which is no token")
@@ -281,8 +295,8 @@ def _check(tokens: Mapping[str, int], merges: Sequence[Any]) -> None:
         return
     if set(tokens.values()) != set(range(len(tokens))) or any(type(number) is not int for number in tokens.values()):
         raise ValueError(f"its {len(tokens):,} tokens do not have the ids from 0 to {len(tokens) - 1:,}")
-    if START not in tokens or END not in tokens:
-        raise ValueError(f"it lacks {START} or {END}, so it is not of CLIP's kind")
+    if START_TOKEN not in tokens or END_TOKEN not in tokens:
+        raise ValueError(f"it lacks {START_TOKEN} or {END_TOKEN}, so it is not of CLIP's kind")
     made = {"".join(merge) for merge in merges}
     lacking = next((part for merge in merges for part in (*merge, "".join(merge)) if part not in tokens), None)
     if lacking is not None:
@@ -318,11 +332,11 @@ def _cleaner(cleaning: Cleaning) -> Callable[[str], str]:
         raise _missing("ftfy") from error
 
     def clean(text: str) -> str:
-        return "".join(part if part in (START, END) else repair(part) for part in _SPECIAL.split(text))
+        return "".join(part if part in (START_TOKEN, END_TOKEN) else repair(part) for part in _SPECIAL.split(text))
 
     def repair(part: str) -> str:
         # Lower case depends on the neighbours (the Greek final sigma), which the pipeline's own does not look at.
-        # A START or END that was in capitals counts, unless other punctuation runs into it.
+        # A START_TOKEN or END_TOKEN that was in capitals counts, unless other punctuation runs into it.
         return _GLUED.sub(r"\1 \2 \3", html.unescape(html.unescape(ftfy.fix_text(part))).lower())
 
     return clean
@@ -337,7 +351,11 @@ def _pipeline(vocabulary: Vocabulary, length: int) -> tokenizers.Tokenizer:
 
     tokens = vocabulary.tokens
     model = models.BPE(
-        vocab=tokens, merges=vocabulary.merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
+        vocab=tokens,
+        merges=vocabulary.merges,
+        continuing_subword_prefix="",
+        end_of_word_suffix="</w>",
+        unk_token=END_TOKEN,
     )
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -349,9 +367,11 @@ def _pipeline(vocabulary: Vocabulary, length: int) -> tokenizers.Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    start, end = tokens[START], tokens[END]
-    tokenizer.post_processor = processors.RobertaProcessing((END, end), (START, start), False, False)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END)])
+    start, end = tokens[START_TOKEN], tokens[END_TOKEN]
+    tokenizer.post_processor = processors.RobertaProcessing((END_TOKEN, end), (START_TOKEN, start), False, False)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (START_TOKEN, END_TOKEN)]
+    )
     flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
     tokenizer.add_tokens(
         [

@@ -31,10 +31,11 @@ from scissorhands_jax.training import feeding
 
 TEMPORARIES = "activations and temporaries"
 GRADIENTS = "gradients"
-ORIGINAL, NETWORK = "original network", "params and model state"
+ORIGINAL_NETWORK, NETWORK = "original network", "params and model state"
 OPTIMIZER, HELD = "optimizer state", "what the method holds"
-_SHARDED = (ORIGINAL, NETWORK, GRADIENTS, OPTIMIZER, HELD)
-_FREE_IN_EVALUATION = (GRADIENTS, OPTIMIZER, HELD, "data on the device")
+ON_DEVICE, GATHERED = "data on the device", "gathered layers"
+_SHARDED = (ORIGINAL_NETWORK, NETWORK, GRADIENTS, OPTIMIZER, HELD)
+_FREE_IN_EVALUATION = (GRADIENTS, OPTIMIZER, HELD, ON_DEVICE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class RunMemory:
         if devices == 1:
             return Placement(strategy="one device", parts=parts, data_parallel=total, sharded=total)
         divided = {name: -(-size // devices) if name in _SHARDED else size for name, size in parts.items()}
-        divided["gathered layers"] = 2 * self.largest
+        divided[GATHERED] = 2 * self.largest
         sharded = sum(divided.values())
         if total <= self.limit or total <= sharded:
             return Placement(strategy="data parallel", parts=parts, data_parallel=total, sharded=sharded)
@@ -113,19 +114,32 @@ def memory_of(
     )
     data = trees.nbytes(run.job.data) if feeding.fits_on_device(run.job.data) else 0
     parts = {
-        ORIGINAL: trees.nbytes((carry.params, carry.model_state)),
+        ORIGINAL_NETWORK: trees.nbytes((carry.params, carry.model_state)),
         NETWORK: trees.nbytes((carry.params, carry.model_state)),
-        GRADIENTS: min(gradients, steps),
         OPTIMIZER: trees.nbytes(carry.opt_state),
         HELD: held,
-        TEMPORARIES: max(0, steps - gradients),
-        "data on the device": data + max(batches, default=0),
+        **program_parts(steps, gradients),
+        ON_DEVICE: data + max(batches, default=0),
         "program": sum(program.code for program in programs.values()),
         "process": process,
     }
     params, _ = jax.eval_shape(run.job.model.init, jax.random.key(0))
     largest = max(map(trees.nbytes, jax.tree.leaves(params)))
     return RunMemory(parts=parts, evaluating=forward + trees.nbytes(images), largest=largest, limit=limit)
+
+
+def program_parts(needed: int, gradients: int, *, held: int | None = None) -> dict[str, int]:
+    """What a compiled program needs for itself, with the gradients apart from the other temporaries.
+
+    Args:
+      needed: Bytes of all its temporaries, for one device and undivided.
+      gradients: Bytes of the gradients among them.
+      held: Bytes of the gradients that one of several devices holds, by default all.
+    """
+    return {
+        GRADIENTS: min(gradients if held is None else held, needed),
+        TEMPORARIES: max(0, needed - gradients),
+    }
 
 
 def gradient_bytes(config: RunConfig, params: PyTree) -> int:
@@ -182,8 +196,8 @@ def trimming_phases(network: PyTree, scoring: int, nbytes: Callable[[PyTree], in
     """
     held = nbytes(network)
     return {
-        "scoring": {ORIGINAL: held, HELD: held, GRADIENTS: held, TEMPORARIES: scoring},
-        "trimming": {ORIGINAL: held, HELD: 2 * held},  # the sum of the gradients, and the scores
+        "scoring": {ORIGINAL_NETWORK: held, HELD: held, GRADIENTS: held, TEMPORARIES: scoring},
+        "trimming": {ORIGINAL_NETWORK: held, HELD: 2 * held},  # the sum of the gradients, and the scores
     }
 
 

@@ -23,7 +23,7 @@ from jinja2.parser import Parser
 from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError
 
-TEMPLATE_FILE, DESCRIPTION_FILE = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILE, TOKENIZER_CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 DAY = datetime.datetime(2024, 7, 26)
 """What `strftime_now` says is today, so that a question is asked tomorrow as it was today and a run that is resumed is
 the same run. Llama 3's templates name this day where there is no clock."""
@@ -141,7 +141,7 @@ def read_chat_template(folder: Path, description: Mapping[str, Any]) -> ChatTemp
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); copy it again") from error
     else:
-        path = folder / DESCRIPTION_FILE
+        path = folder / TOKENIZER_CONFIG_FILE
         if isinstance(source, list):
             named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
             source = named.get("default")

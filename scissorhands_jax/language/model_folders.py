@@ -20,8 +20,8 @@ from scissorhands_jax import files, hashing, reading, torch_weights
 from scissorhands_jax.base import Params
 from scissorhands_jax.errors import InputError, WeightsError
 from scissorhands_jax.language.chat_templates import (
-    DESCRIPTION_FILE,
     TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
     ChatTemplate,
     read_chat_template,
 )
@@ -95,10 +95,10 @@ def question_form(path: Path, template: str | None = None) -> str | ChatTemplate
     """
     if template is not None and template not in (CHAT, PLAIN):
         return check_template(template)
-    found = None if template == PLAIN else read_chat_template(path, _read_optional(path / DESCRIPTION_FILE))
+    found = None if template == PLAIN else read_chat_template(path, _read_optional(path / TOKENIZER_CONFIG_FILE))
     if found is None and template == CHAT:
         raise InputError(
-            f"{path} has no chat template (neither {TEMPLATE_FILE} nor 'chat_template' in {DESCRIPTION_FILE}); "
+            f"{path} has no chat template (neither {TEMPLATE_FILE} nor 'chat_template' in {TOKENIZER_CONFIG_FILE}); "
             "copy it from where the model comes from, or ask with --template plain"
         )
     return found or TEMPLATE
@@ -136,7 +136,7 @@ def read_text_tokenizer(path: Path) -> TextTokenizer:
     """
     config = _config_of(path)
     vocabulary = sizes_of(config, str(path / CONFIG_FILE)).vocabulary
-    generation, described = (_read_optional(path / name) for name in ("generation_config.json", DESCRIPTION_FILE))
+    generation, described = (_read_optional(path / name) for name in ("generation_config.json", TOKENIZER_CONFIG_FILE))
     found = read_tokenizer(path / TOKENIZER_FILE)
     named = described.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named

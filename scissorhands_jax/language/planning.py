@@ -31,7 +31,16 @@ from scissorhands_jax import report, trees
 from scissorhands_jax.base import Carry, Data, Dataset, Model, ModelState, Params, PyTree, new_carry
 from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.jobs import plan_memory, plan_time
-from scissorhands_jax.jobs.plan_memory import GRADIENTS, HELD, NETWORK, OPTIMIZER, ORIGINAL, TEMPORARIES
+from scissorhands_jax.jobs.plan_memory import (
+    GATHERED,
+    GRADIENTS,
+    HELD,
+    NETWORK,
+    ON_DEVICE,
+    OPTIMIZER,
+    ORIGINAL_NETWORK,
+    TEMPORARIES,
+)
 from scissorhands_jax.jobs.plan_report import CostPlan, PlannedSteps, size_text
 from scissorhands_jax.jobs.plan_steps import (
     PlannedRun,
@@ -58,7 +67,6 @@ _HINT = (
     "method that holds no second network; ask again with these."
 )
 _CEILING = 1.0  # stands for the ceiling of Scissorhands, on which neither memory nor time depend
-_DATA = "data on the device"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -339,16 +347,16 @@ def _phases(
     network = nbytes((carry.params, carry.model_state))
     # Data without files are the rows of a batch, and those are counted with the step.
     data = trees.nbytes(run.data) if run.known and feeding.fits_on_device(run.data) else 0
-    around = {"gathered layers": _gathered(layout, (carry.params, carry.model_state)), "process": process}
+    around = {GATHERED: _gathered(layout, (carry.params, carry.model_state)), "process": process}
     phases = {"measuring": {NETWORK: network, TEMPORARIES: programs.measuring}}
     if isinstance(run.settings, SsdSettings):
         held = 2 * network  # the importances for what is to be forgotten, and those for everything
-        phases["scoring"] = {ORIGINAL: network, HELD: held, GRADIENTS: network, TEMPORARIES: programs.scoring}
-        phases["dampening"] = {ORIGINAL: network, HELD: held, NETWORK: network}
+        phases["scoring"] = {ORIGINAL_NETWORK: network, HELD: held, GRADIENTS: network, TEMPORARIES: programs.scoring}
+        phases["dampening"] = {ORIGINAL_NETWORK: network, HELD: held, NETWORK: network}
     elif _scores(run):
         phases |= plan_memory.trimming_phases(carry.params, programs.scoring, nbytes)
     for phase in list(phases)[1:]:
-        phases[phase][_DATA] = data
+        phases[phase][ON_DEVICE] = data
     if programs.steps:
         temporaries = max(program.temporaries for program in programs.steps.values())
         gradients = run.settings.num_gradients * trees.nbytes(carry.params)
@@ -360,9 +368,8 @@ def _phases(
             NETWORK: network,
             OPTIMIZER: nbytes(carry.opt_state),
             HELD: nbytes(carry.aux),
-            GRADIENTS: min(run.settings.num_gradients * nbytes(carry.params), temporaries),
-            TEMPORARIES: max(0, temporaries - gradients),
-            _DATA: data + max(batches),
+            **plan_memory.program_parts(temporaries, gradients, held=run.settings.num_gradients * nbytes(carry.params)),
+            ON_DEVICE: data + max(batches),
             "program": sum(program.code for program in programs.steps.values()),
         }
     if run.model_state and jax.default_backend() == "cpu":

@@ -170,6 +170,10 @@ class TestPlan:
         assert laid["params and model state"] == 4 * (WEIGHTS - QUERIES // 2)
         assert laid["batch"] == divided["batch"]
         assert laid["gathered layers"] == 2 * 4 * QUERIES
+        # Programs are compiled undivided, so a layout divides the gradients apart from what else they need.
+        assert laid["gradients"] == 4 * (WEIGHTS - QUERIES // 2)
+        temporaries = [phases["activations and temporaries"] for phases in (divided, laid)]
+        assert temporaries[0] == temporaries[1]
 
     def test_it_says_whether_it_fits(self, capsys):
         for memory, text in (("64", "It fits in 64 GiB"), ("0.00001", "It does not fit in 10.5 KiB")):

@@ -12,9 +12,14 @@ from scissorhands_jax.diffusion.demo.attacking import attack_digit
 from scissorhands_jax.diffusion.demo.drawing import draw_digits
 from scissorhands_jax.diffusion.demo.judging import NetworkNumbers, measure_network
 from scissorhands_jax.diffusion.demo.scene import Scene, requested_digits
-from scissorhands_jax.diffusion.demo.settings import ORIGINAL, RETRAINED, RETRAINED_AGAIN, VARIANTS, DigitsSettings
+from scissorhands_jax.diffusion.demo.settings import (
+    RETRAINED_AGAIN,
+    VARIANTS,
+    DigitsSettings,
+)
 from scissorhands_jax.diffusion.demo.training import DrawingNetwork, train_digits, unlearn_by_method, unlearn_digit
 from scissorhands_jax.jobs.progress import StartPhase
+from scissorhands_jax.report import ORIGINAL, REFERENCE
 
 
 def forget_digit(
@@ -41,7 +46,7 @@ def forget_digit(
     for name in names:
         if name == ORIGINAL:
             network = original
-        elif name in (RETRAINED, RETRAINED_AGAIN):
+        elif name in (REFERENCE, RETRAINED_AGAIN):
             on_step = start_phase(f"{name}: training")
             network = train_digits(settings, scene, settings.digit, on_step, again=name == RETRAINED_AGAIN)
         elif name in CONCEPT_METHODS:

@@ -23,14 +23,12 @@ from scissorhands_jax.diffusion.demo.scene import requested_digits
 from scissorhands_jax.diffusion.demo.settings import (
     LITERAL,
     NUM_DIGITS,
-    ORIGINAL,
     PUBLISHED,
-    RETRAINED,
-    UNLEARNED,
     VARIANTS,
+    WHOLE_METHOD,
     DigitsSettings,
 )
-from scissorhands_jax.report import Cell, Grid, Picture
+from scissorhands_jax.report import ORIGINAL, REFERENCE, Cell, Grid, Picture
 from scissorhands_jax.terminal import Console, say
 
 _SHOWN = 10  # drawings of a digit in a picture
@@ -99,13 +97,13 @@ def drawing_pictures(settings: DigitsSettings, drawings: Mapping[str, np.ndarray
 
     return [
         picture(
-            {ORIGINAL: "before", UNLEARNED: "after Scissorhands"},
+            {ORIGINAL: "before", WHOLE_METHOD: "after Scissorhands"},
             f"Before and after forgetting the {settings.digit}. {which}",
             "before_after",
         ),
         picture(
-            {name: name for name in drawings if name not in (ORIGINAL, UNLEARNED)},
-            f"The controls. {which} “{RETRAINED}” never saw the forgotten digit.",
+            {name: name for name in drawings if name not in (ORIGINAL, WHOLE_METHOD)},
+            f"The controls. {which} “{REFERENCE}” never saw the forgotten digit.",
             "controls",
         ),
     ]
@@ -131,7 +129,7 @@ def numbers_grid(rows: Sequence[NetworkNumbers], real: RealNumbers) -> Grid:
 def retrained_grid(rows: Sequence[NetworkNumbers]) -> Grid:
     """What each network's numbers are more than those of the retrained network, column by column."""
     numbers = {row.network: compared_numbers(dataclasses.asdict(row)) for row in rows}
-    reference = numbers.pop(RETRAINED)
+    reference = numbers.pop(REFERENCE)
     lines = tuple(
         (Cell(name), *(Cell(f"{own[key] - value:+.{_PLACES.get(key, 1)}f}") for key, value in reference.items()))
         for name, own in numbers.items()
@@ -177,7 +175,7 @@ def findings(numbers: Sequence[NetworkNumbers], real: RealNumbers) -> list[str]:
       real: Those of real digits.
     """
     rows = {row.network: row for row in numbers}
-    before, after = rows[ORIGINAL], rows[UNLEARNED]
+    before, after = rows[ORIGINAL], rows[WHOLE_METHOD]
 
     def drawn(row: NetworkNumbers) -> str:
         return (
@@ -189,15 +187,15 @@ def findings(numbers: Sequence[NetworkNumbers], real: RealNumbers) -> list[str]:
         f"Before, the judge takes {drawn(before)} for what was asked; after Scissorhands, {drawn(after)}. It is right "
         f"about {real.judge.percent:.1f} % of {real.judge.total} real digits that it has not seen. Of what "
         f"Scissorhands draws for the {after.digit}, {after.any_digit.percent:.0f} % looks like a digit, and "
-        f"{rows[RETRAINED].any_digit.percent:.0f} % of what the retrained network draws."
+        f"{rows[REFERENCE].any_digit.percent:.0f} % of what the retrained network draws."
     ]
     sentences += [
         f"{name.capitalize()}: {drawn(rows[name])}. {_against(rows[name], after)}"
         for name in VARIANTS
-        if name in rows and name != UNLEARNED
+        if name in rows and name != WHOLE_METHOD
     ]
     sentences.append(
-        f"The network retrained without the {after.digit}: {drawn(rows[RETRAINED])}. It never met that text, so what "
+        f"The network retrained without the {after.digit}: {drawn(rows[REFERENCE])}. It never met that text, so what "
         "it draws for it was never trained. That drawings are gone is no proof that nothing of the digit is left in "
         "the weights."
     )

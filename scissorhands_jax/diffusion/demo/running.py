@@ -10,10 +10,15 @@ from scissorhands_jax.diffusion.demo.forgetting import forget_digit
 from scissorhands_jax.diffusion.demo.judging import measure_real_digits
 from scissorhands_jax.diffusion.demo.page import DigitsResult, drawing_pictures, print_numbers, write_digits_page
 from scissorhands_jax.diffusion.demo.scene import make_scene
-from scissorhands_jax.diffusion.demo.settings import DEMONSTRATED, ORIGINAL, PUBLISHED, DigitsSettings
+from scissorhands_jax.diffusion.demo.settings import (
+    DEMONSTRATED,
+    PUBLISHED,
+    DigitsSettings,
+)
 from scissorhands_jax.diffusion.demo.training import train_digits
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.progress import phases
+from scissorhands_jax.report import ORIGINAL
 from scissorhands_jax.terminal import Console
 
 _PAGE_FILE = "report.html"

@@ -18,7 +18,12 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Data, Dataset, Key
 from scissorhands_jax.datasets import digits as load_digits
 from scissorhands_jax.diffusion.anchors import anchored
-from scissorhands_jax.diffusion.demo.settings import NUM_DIGITS, ORIGINAL, RETRAINED, UNLEARNED, DigitsSettings
+from scissorhands_jax.diffusion.demo.settings import (
+    NUM_DIGITS,
+    WHOLE_METHOD,
+    DigitsSettings,
+)
+from scissorhands_jax.report import ORIGINAL, REFERENCE
 
 
 class Scene(NamedTuple):
@@ -41,7 +46,7 @@ class Scene(NamedTuple):
 def make_scene(settings: DigitsSettings) -> Scene:
     """Data, texts and a trained judge. None of it depends on the digit that is forgotten."""
     splits = load_digits()
-    names = ("texts", ORIGINAL, RETRAINED, UNLEARNED, "noise", "losses")
+    names = ("texts", ORIGINAL, REFERENCE, WHOLE_METHOD, "noise", "losses")
     keys = dict(zip(names, jax.random.split(jax.random.key(settings.seed), len(names)), strict=True))
     texts = np.zeros((NUM_DIGITS + 1, 1, settings.network.context_width), np.float32)
     texts[:NUM_DIGITS] = jax.random.normal(keys["texts"], texts[:NUM_DIGITS].shape)

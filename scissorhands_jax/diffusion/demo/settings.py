@@ -8,13 +8,14 @@ from typing import NamedTuple
 from scissorhands_jax.diffusion import schedules
 from scissorhands_jax.diffusion.unet import UNetConfig
 from scissorhands_jax.errors import InputError, check_seed
+from scissorhands_jax.report import ORIGINAL, REFERENCE
 
 NUM_DIGITS = 10
 DIGITS_NETWORK = UNetConfig(widths=(40,), attention=(False,), layers_per_block=1, heads=4, context_width=32, groups=8)
 DIGITS_SCHEDULE = schedules.Schedule(kind="cosine")
 NO_DIGIT = NUM_DIGITS
 """What the judge calls an image that looks like no digit."""
-ORIGINAL, RETRAINED, UNLEARNED = "original", "retrain", "scissorhands"
+WHOLE_METHOD = "scissorhands"
 RETRAINED_AGAIN = "retrain again"
 """A second retrained network, of another seed: what two of them differ by is the floor of every distance."""
 LITERAL = "Algorithm 1"
@@ -38,7 +39,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    UNLEARNED: Variant(True, True),
+    WHOLE_METHOD: Variant(True, True),
     LITERAL: Variant(True, True, anchored=False),
     "no projection": Variant(True, False),
     "no re-initialisation": Variant(False, True),
@@ -46,7 +47,7 @@ VARIANTS = {
 }
 """The variants by name: the whole method, Algorithm 1 as the paper has it, the whole without one of its parts, and the
 published code."""
-DEMONSTRATED = (ORIGINAL, RETRAINED, UNLEARNED, LITERAL, "no projection")
+DEMONSTRATED = (ORIGINAL, REFERENCE, WHOLE_METHOD, LITERAL, "no projection")
 """The networks that the demonstration has time for."""
 
 

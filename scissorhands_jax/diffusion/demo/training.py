@@ -34,10 +34,8 @@ from scissorhands_jax.diffusion.demo.scene import Scene, digit_examples
 from scissorhands_jax.diffusion.demo.settings import (
     DIGITS_SCHEDULE,
     NUM_DIGITS,
-    ORIGINAL,
-    RETRAINED,
-    UNLEARNED,
     VARIANTS,
+    WHOLE_METHOD,
     DigitsSettings,
     DigitsTraining,
     DigitsUnlearning,
@@ -46,6 +44,7 @@ from scissorhands_jax.diffusion.demo.settings import (
 from scissorhands_jax.diffusion.losses import concept_loss, noise_loss
 from scissorhands_jax.diffusion.unet import UNetConfig
 from scissorhands_jax.methods import retrain, scissorhands
+from scissorhands_jax.report import ORIGINAL, REFERENCE
 from scissorhands_jax.training import loop as training
 
 
@@ -121,7 +120,7 @@ def train_digits(
     epochs = max(1, round(steps / -(-data_lib.size(data.retain) // batch_size)))
     method = _training_method(settings.network, settings.training, steps)
     key = (
-        scene.keys[ORIGINAL] if digit is None else jax.random.fold_in(scene.keys[RETRAINED], digit + again * NUM_DIGITS)
+        scene.keys[ORIGINAL] if digit is None else jax.random.fold_in(scene.keys[REFERENCE], digit + again * NUM_DIGITS)
     )
     return _run(method, key, {}, data, epochs, on_step)
 
@@ -130,7 +129,7 @@ def unlearn_digit(
     settings: DigitsSettings,
     scene: Scene,
     original: Params,
-    variant: Variant = VARIANTS[UNLEARNED],
+    variant: Variant = VARIANTS[WHOLE_METHOD],
     *,
     on_step: training.OnStep | None = None,
 ) -> DrawingNetwork:
@@ -147,7 +146,7 @@ def unlearn_digit(
     replacement = settings.replacement if variant.replaced else None
     data = digit_examples(scene, settings.digit, replacement, chosen.anchor if variant.anchored else 0.0)
     steps = chosen.epochs * -(-data_lib.size(data.retain) // chosen.batch_size)
-    key = jax.random.fold_in(scene.keys[UNLEARNED], settings.digit)
+    key = jax.random.fold_in(scene.keys[WHOLE_METHOD], settings.digit)
     ceiling = _ceiling(settings, scene, original) if variant.anchored else None
     method = _unlearning_method(
         settings.network, settings.training.dropped, dataclasses.replace(chosen, ceiling=None), steps, variant
@@ -171,7 +170,7 @@ def unlearn_by_method(
     """
     chosen = digit_method(name, settings)
     method = chosen.method(digits_network(settings.network), DIGITS_SCHEDULE)
-    key = jax.random.fold_in(scene.keys[UNLEARNED], settings.digit)
+    key = jax.random.fold_in(scene.keys[WHOLE_METHOD], settings.digit)
     return _run(method, key, original, method_examples(name, scene, settings.digit), chosen.epochs, on_step)
 
 
@@ -212,7 +211,7 @@ def _ceiling(settings: DigitsSettings, scene: Scene, original: Params) -> float:
     if settings.unlearning.ceiling is not None:
         return settings.unlearning.ceiling
     loss_fn, data = noise_loss(digits_network(settings.network), DIGITS_SCHEDULE), digit_examples(scene, settings.digit)
-    return ceilings.other_prompts_ceiling(loss_fn, original, {}, data, scene.keys[UNLEARNED])
+    return ceilings.other_prompts_ceiling(loss_fn, original, {}, data, scene.keys[WHOLE_METHOD])
 
 
 def _with_ceiling(method: Method, ceiling: float | None) -> Method:

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from scissorhands_jax import report
-from scissorhands_jax.language.demo.settings import ORIGINAL, RETRAINED, SCISSORHANDS, UNLEARNED, FactsSettings
+from scissorhands_jax.language.demo.settings import (
+    RETRAINED,
+    SCISSORHANDS,
+    UNLEARNED,
+    FactsSettings,
+)
 from scissorhands_jax.language.facts import FACTS_OF_A_PERSON, Fact
-from scissorhands_jax.report import Cell, Grid
+from scissorhands_jax.report import ORIGINAL, Cell, Grid
 from scissorhands_jax.report.trust import gates_note
 from scissorhands_jax.terminal import Console, say
 

@@ -17,9 +17,14 @@ from scissorhands_jax.language.demo.forgetting import forget_people
 from scissorhands_jax.language.demo.measuring import FactsMeasurement, evaluation_log, measure_facts
 from scissorhands_jax.language.demo.page import FactsResult, FactsRow, answers_text, print_facts, write_facts_page
 from scissorhands_jax.language.demo.scene import FactsScene, make_facts_scene, train_facts
-from scissorhands_jax.language.demo.settings import ORIGINAL, RETRAINED, UNLEARNED, FactsSettings
+from scissorhands_jax.language.demo.settings import (
+    RETRAINED,
+    UNLEARNED,
+    FactsSettings,
+)
 from scissorhands_jax.language.evaluation_logs import read_evaluation_log
 from scissorhands_jax.language.gates import language_gates
+from scissorhands_jax.report import ORIGINAL
 from scissorhands_jax.report.gates import Gate
 from scissorhands_jax.terminal import Console
 

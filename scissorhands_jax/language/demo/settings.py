@@ -7,7 +7,7 @@ import dataclasses
 from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.language.calibration import LEAST_RETRAINED
 
-ORIGINAL, RETRAINED = "original", "retrained"
+RETRAINED = "retrained"
 SCISSORHANDS, NPO, GRADIENT_DIFFERENCE = "scissorhands", "npo", "gradient_difference"
 UNLEARNED = (SCISSORHANDS, NPO, GRADIENT_DIFFERENCE)
 """The methods by which the original forgets."""

@@ -12,7 +12,7 @@ import scipy.linalg
 from rich.console import Console
 
 from experiments import diffusion_digits
-from scissorhands_jax import Model, files, trees
+from scissorhands_jax import Model, files, report, trees
 from scissorhands_jax.base import Data, Method, new_carry
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import ceilings, schedules
@@ -284,7 +284,7 @@ class TestCommand:
             assert row["error_forget"]["digits"] + row["error_kept"]["digits"] == 450
         steps = {row["network"]: row["cost"]["steps"] for row in document["rows"]}
         assert len({steps[name] for name in NETWORKS[2:]}) == 1  # as many as the forget set has batches
-        assert steps[settings.ORIGINAL] == steps[settings.RETRAINED] == 3
+        assert steps[report.ORIGINAL] == steps[report.REFERENCE] == 3
 
     def test_what_it_was_made_with(self, document):
         assert document["versions"]["jax"] == jax.__version__
@@ -507,15 +507,15 @@ class TestExperiment:
         # A second retrained network and another seed are further rows of the same file.
         # One of its own alone has a picture, too.
         assert diffusion_digits.picture(tmp_path / "work", found, 0, [3], [settings.PUBLISHED]) is not None
-        more = arguments | {"seeds": [0, 1], "names": [settings.RETRAINED, settings.RETRAINED_AGAIN]}
+        more = arguments | {"seeds": [0, 1], "names": [report.REFERENCE, settings.RETRAINED_AGAIN]}
         diffusion_digits.run(file, tmp_path / "work", own, **more)
         added = json.loads(file.read_text())["rows"][len(rows) :]
         assert [(row["seed"], row["network"]) for row in added] == [
             (0, settings.RETRAINED_AGAIN),
-            (1, settings.RETRAINED),
+            (1, report.REFERENCE),
             (1, settings.RETRAINED_AGAIN),
         ]
-        retrained = [row for row in found["rows"] if row["network"] == settings.RETRAINED]
+        retrained = [row for row in found["rows"] if row["network"] == report.REFERENCE]
         assert len({row["error_kept"]["value"] for row in [*retrained, *added]}) == 4
 
         changed = dataclasses.replace(TINY, training=settings.DigitsTraining(epochs=2))
@@ -548,19 +548,17 @@ class TestExperiment:
             value = {"percent": number, "value": number}
             return {"network": network, "digit": digit, "seed": seed} | dict.fromkeys(diffusion_digits.HEADERS, value)
 
-        names = (settings.RETRAINED, settings.RETRAINED_AGAIN, settings.UNLEARNED)
+        names = (report.REFERENCE, settings.RETRAINED_AGAIN, settings.WHOLE_METHOD)
         numbers = {(0, 0): (10, 12, 11), (0, 1): (10, 14, 12), (1, 0): (10, 10, 20)}  # by digit and seed
         rows = [row(name, *cell, n) for cell, own in numbers.items() for name, n in zip(names, own, strict=True)]
-        assert (
-            "distance" not in diffusion_digits.summary(rows[:1])[settings.RETRAINED]["kept"]
-        )  # as soon as there is one
+        assert "distance" not in diffusion_digits.summary(rows[:1])[report.REFERENCE]["kept"]  # as soon as there is one
         found = diffusion_digits.summary(rows)
         again, unlearned = (found[name]["kept"] for name in names[1:])
         assert again["distance"] == (3 + 0) / 2  # of digit 0 the mean of 2 and 4, of digit 1 nothing
         assert unlearned["mean"]["value"] == (11.5 + 20) / 2
         assert unlearned["distance"] == ((1 + 1 + 2 + 2) / 4 + 10) / 2
-        assert unlearned["within"] == found[settings.UNLEARNED]["within"] == 1  # the floor is about 4
-        assert found[settings.UNLEARNED]["digits"] == 2
+        assert unlearned["within"] == found[settings.WHOLE_METHOD]["within"] == 1  # the floor is about 4
+        assert found[settings.WHOLE_METHOD]["digits"] == 2
         means, away = diffusion_digits.table(found).strip().split("\n\n")
         for row in rows:
             del row["attacked"]

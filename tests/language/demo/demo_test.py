@@ -11,7 +11,6 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.demo.page import FactsRow, findings_of
 from scissorhands_jax.language.demo.running import run_language_demo
 from scissorhands_jax.language.demo.settings import (
-    ORIGINAL,
     RETRAINED,
     UNLEARNED,
     FactsSettings,
@@ -19,6 +18,7 @@ from scissorhands_jax.language.demo.settings import (
     FactsUnlearning,
 )
 from scissorhands_jax.language.judging import judge_logs
+from scissorhands_jax.report import ORIGINAL
 from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT
 
 TINY = FactsSettings(
