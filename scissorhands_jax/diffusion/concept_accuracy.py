@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scissorhands_jax.diffusion import quality
-from scissorhands_jax.diffusion.nudity import ImageEntry
+from scissorhands_jax.diffusion.image_folders import ImageEntry
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 

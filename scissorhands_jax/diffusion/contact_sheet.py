@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from scissorhands_jax.diffusion import nudity, pictures
+from scissorhands_jax.diffusion import image_folders
+from scissorhands_jax.diffusion.image_folders import ImageEntry
 from scissorhands_jax.diffusion.measuring import ALL_CLASSES, IMAGES, ORIGINAL_IMAGES, EvaluationSettings
-from scissorhands_jax.diffusion.nudity import Detection, ImageEntry
+from scissorhands_jax.diffusion.nudity import Detection
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report.drawing import ORANGE, PAGE_WIDTH, SOFT, figure_style, plot_label
 from scissorhands_jax.terminal import printable
@@ -61,7 +62,7 @@ def contact_sheet(
     scores = {name: np.array([0 if one is None else one.score for one in own]) for name, own in best.items()}
     chosen = {name: _choose(own) for name, own in scores.items()}
     if ORIGINAL_IMAGES in entries:
-        order, _ = nudity.pair_images(entries[IMAGES], entries[ORIGINAL_IMAGES], settings.pairing)
+        order, _ = image_folders.pair_images(entries[IMAGES], entries[ORIGINAL_IMAGES], settings.pairing)
         if order is not None:
             chosen[IMAGES] = _choose(np.maximum(scores[IMAGES], scores[ORIGINAL_IMAGES][order]))
             chosen[ORIGINAL_IMAGES] = [order[place] for place in chosen[IMAGES]]
@@ -72,7 +73,7 @@ def contact_sheet(
         sheet[title] = []
         for place in chosen[name]:
             flag = best[name][place]
-            image = ImageOps.fit(pictures.read_picture(entries[name][place].path), (_THUMBNAIL, _THUMBNAIL))
+            image = ImageOps.fit(image_folders.read_rgb_image(entries[name][place].path), (_THUMBNAIL, _THUMBNAIL))
             if flag is not None and not settings.show_flagged:
                 image = hide_image(image)
             text = "" if flag is None else f"{class_title(flag.label).lower()} {flag.score:.2f}"

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from scissorhands_jax import array_files, files, hashing, reading
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import networks, pictures
+from scissorhands_jax.diffusion import image_folders, networks
 from scissorhands_jax.diffusion.text import TextConfig
 from scissorhands_jax.diffusion.vae import VAEConfig
 from scissorhands_jax.errors import CheckpointError, InputError, check_whole
@@ -39,11 +39,11 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     Raises:
       InputError: There is no such folder, it has no or too few pictures, or one cannot be read.
     """
-    paths = pictures.find_pictures(folder)[:count]
+    paths = image_folders.find_folder_images(folder)[:count]
     if count is not None and len(paths) < count:
         raise InputError(f"{folder} holds {len(paths)} images, fewer than the {count} asked for; lower --images")
     for path in paths:
-        pictures.check_picture(path)
+        image_folders.check_image(path)
     return paths
 
 
@@ -56,7 +56,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Raises:
       InputError: The picture cannot be read.
     """
-    return np.asarray(ImageOps.fit(pictures.read_picture(path), (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(ImageOps.fit(image_folders.read_rgb_image(path), (size, size), Image.Resampling.BICUBIC))
 
 
 def prompt_embeddings(

@@ -15,6 +15,7 @@ from scissorhands_jax.diffusion import (
     contact_sheet,
     evaluation_page,
     generating,
+    image_folders,
     measuring,
     model_folder,
     nudity,
@@ -23,6 +24,7 @@ from scissorhands_jax.diffusion import (
 from scissorhands_jax.diffusion.concept_accuracy import ConceptAccuracy, Concepts
 from scissorhands_jax.diffusion.evaluation_page import Evaluation, FolderInventory
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings, Prompt
+from scissorhands_jax.diffusion.image_folders import ImageEntry
 from scissorhands_jax.diffusion.measuring import (
     IMAGES,
     ORIGINAL_IMAGES,
@@ -31,7 +33,7 @@ from scissorhands_jax.diffusion.measuring import (
     EvaluationSettings,
     Utility,
 )
-from scissorhands_jax.diffusion.nudity import Detection, Detector, ImageEntry
+from scissorhands_jax.diffusion.nudity import Detection, Detector
 from scissorhands_jax.diffusion.tokenizer import Cleaning, Tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import runs
@@ -172,12 +174,12 @@ def evaluate_images(
     detector = _describe_detector(detect) if count_nudity else None
     detect = (detect or nudity.load_detector()) if count_nudity else None
     with status(console, "reading the images"):
-        kept_entries = {name: nudity.read_image_folder(folder) for name, folder in kept.items()}
-        read = {name: nudity.read_image_folder(folder) for name, folder in counted.items() if name not in made}
+        kept_entries = {name: image_folders.read_image_folder(folder) for name, folder in kept.items()}
+        read = {name: image_folders.read_image_folder(folder) for name, folder in counted.items() if name not in made}
     if UTILITY_REFERENCE in kept_entries:
         quality.check_sizes(len(kept_entries[UTILITY_IMAGES]), len(kept_entries[UTILITY_REFERENCE]))
     if original is not None and not made:
-        nudity.pair_images(read[IMAGES], read[ORIGINAL_IMAGES], settings.pairing)
+        image_folders.pair_images(read[IMAGES], read[ORIGINAL_IMAGES], settings.pairing)
     if concepts is not None:
         asked = {
             name: [ImageEntry(counted[name], "", prompt) for prompt in generation.prompts]
@@ -191,7 +193,7 @@ def evaluate_images(
         for name, unet in made.items():
             assert generation is not None
             _generate(generation, unet, counted[name], networks_sha256[name], console)
-        entries = {name: read.get(name) or nudity.read_image_folder(folder) for name, folder in counted.items()}
+        entries = {name: read.get(name) or image_folders.read_image_folder(folder) for name, folder in counted.items()}
         with progress_bar(console) as progress:
             found: dict[str, list[list[Detection]]] = {name: [[] for _ in own] for name, own in entries.items()}
             if detect is not None:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from scissorhands_jax.diffusion import nudity, quality, vision
-from scissorhands_jax.diffusion.nudity import Change, Detection, FlaggedShare, ImageEntry, Pairing
+from scissorhands_jax.diffusion import image_folders, nudity, quality, vision
+from scissorhands_jax.diffusion.image_folders import ImageEntry, Pairing
+from scissorhands_jax.diffusion.nudity import Change, Detection, FlaggedShare
 from scissorhands_jax.diffusion.quality import MeanScore, Spread
 from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.terminal import Progress
@@ -37,7 +38,7 @@ class EvaluationSettings:
     classes: tuple[str, ...] = nudity.EXPOSED
     """The classes that are counted, of `nudity.CLASSES`."""
     pairing: Pairing = "auto"
-    """How the images of both networks are paired, see `nudity.pair_images`."""
+    """How the images of both networks are paired, see `image_folders.pair_images`."""
     show_flagged: bool = False
     """Whether the contact sheet shows flagged images as they are, instead of a mosaic."""
 
@@ -117,7 +118,7 @@ def compare_counts(
         return Comparison(
             None, [ClassCounts(label, _folder_counts(unlearned[:, column])) for column, label in enumerate(labels)]
         )
-    order, words = nudity.pair_images(entries[IMAGES], entries[ORIGINAL_IMAGES], settings.pairing)
+    order, words = image_folders.pair_images(entries[IMAGES], entries[ORIGINAL_IMAGES], settings.pairing)
     original = original[order] if order is not None else original
     rows = [
         ClassCounts(
@@ -258,7 +259,7 @@ def _clip_scores(
     means = {name: quality.mean_score(values) for name, values in scores.items()}
     difference = None
     if len(scores) == 2:
-        order, _ = nudity.pair_images(entries[UTILITY_IMAGES], entries[UTILITY_REFERENCE])
+        order, _ = image_folders.pair_images(entries[UTILITY_IMAGES], entries[UTILITY_REFERENCE])
         if order is not None:
             difference = quality.mean_score(scores[UTILITY_IMAGES] - scores[UTILITY_REFERENCE][order])
     return ClipScores(clip.name, means.get(UTILITY_IMAGES), means.get(UTILITY_REFERENCE), difference)

@@ -11,13 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from scissorhands_jax import files, hashing, reading
-from scissorhands_jax.diffusion import pictures
-from scissorhands_jax.diffusion.generating import IMAGES_FILE, Prompt
+from scissorhands_jax import files, reading
+from scissorhands_jax.diffusion import image_folders
+from scissorhands_jax.diffusion.image_folders import ImageEntry
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.terminal import Progress
@@ -72,20 +72,6 @@ Detector = Callable[[np.ndarray], Sequence[Detection]]
 """Finds things in an RGB image of shape (H, W, 3), dtype=uint8."""
 
 
-class ImageEntry(NamedTuple):
-    """An image in a folder."""
-
-    path: Path
-    """The file."""
-    sha256: str
-    """The hash of its content."""
-    prompt: Prompt | None
-    """The prompt that it was made of, if that is known."""
-
-
-Pairing = Literal["auto", "prompts", "names", "none"]
-
-
 class Change(NamedTuple):
     """By how many per cent something increased (above 0) or decreased (below 0), with an interval."""
 
@@ -105,48 +91,6 @@ class FlaggedShare(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def read_image_folder(folder: Path) -> list[ImageEntry]:
-    """The images in a folder: those in its `images.csv`, as `sd generate` writes it, or else all, sorted by name.
-
-    Every file is opened and its header read. Whether all pixels are there is not checked.
-
-    Raises:
-      InputError: There is no such folder, it has no images, an image is missing, or a file cannot be read as an image.
-    """
-    listed = folder / IMAGES_FILE
-    prompts: Sequence[Prompt | None]
-    if listed.is_file():
-        paths, prompts = _read_list(listed)
-    else:
-        paths = pictures.find_pictures(folder)
-        prompts = [None] * len(paths)
-    return [
-        ImageEntry(path, hashing.sha256(pictures.check_picture(path)), prompt)
-        for path, prompt in zip(paths, prompts, strict=True)
-    ]
-
-
-def _read_list(listed: Path) -> tuple[list[Path], list[Prompt | None]]:
-    try:
-        listing = [row.values for row in reading.read_rows(listed).rows]
-        rows = [(row["file"], row["prompt"], int(row["seed"])) for row in listing]
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{listed} is no list of images with the columns file, seed and prompt; repair or remove it"
-        ) from error
-    if not rows:
-        raise InputError(f"{listed} lists no images; make some with sd generate, or remove it")
-    paths = [listed.parent / name for name, _, _ in rows]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise InputError(
-            f"{len(missing)} of {len(paths)} images in {listed} are not there ({shown}); finish them with "
-            "sd generate --resume"
-        )
-    return paths, [Prompt(text, seed) for _, text, seed in rows]
 
 
 def check_threshold(threshold: float) -> None:
@@ -210,7 +154,7 @@ def detect_all(
     missing = {entry.sha256: entry.path for entry in entries if entry.sha256 not in known}
     task = progress.add_task(description, total=len(entries), completed=len(entries) - len(missing), note="")
     for number, (name, path) in enumerate(missing.items(), start=1):
-        known[name] = list(detect(np.asarray(pictures.read_picture(path))))
+        known[name] = list(detect(np.asarray(image_folders.read_rgb_image(path))))
         found[name] = [[*one[:2], list(one.box)] for one in known[name]]
         if number % _SAVED_EVERY == 0 or number == len(missing):
             files.write_text(kept, json.dumps(found) + "\n")
@@ -235,53 +179,6 @@ def count_detections(
     """
     counted = [Counter(one.label for one in found if one.score >= threshold) for found in detections]
     return np.array([[labels[name] for name in classes] for labels in counted], np.int64).reshape(-1, len(classes))
-
-
-def pair_images(
-    images: Sequence[ImageEntry], original: Sequence[ImageEntry], pairing: Pairing = "auto"
-) -> tuple[list[int] | None, str]:
-    """For each image the position of the one that the original network made of the same prompt and seed.
-
-    Args:
-      images: The images of the unlearned network.
-      original: The images of the original network.
-      pairing: `prompts` compares the prompts and seeds in `images.csv`, in any order; `names` compares the names of the
-        files; `none` pairs nothing; `auto` is `prompts` where that is possible, and else `none`.
-
-    Returns:
-      The positions, or None where images are not paired; and how they are paired, or why they are not, in words.
-
-    Raises:
-      InputError: Images cannot be paired as `pairing` demands.
-    """
-    if pairing == "none":
-        return None, "not paired, as was asked for"
-    if pairing == "names":
-        ours, theirs = ([entry.path.name for entry in entries] for entries in (images, original))
-        words, trouble = "paired by the names of files", "the names of their files differ"
-    elif any(entry.prompt is None for entry in (*images, *original)):
-        ours, theirs = [], [""]
-        words, trouble = "", f"not both folders have an {IMAGES_FILE} with prompts and seeds"
-    else:
-        ours, theirs = (_numbered([entry.prompt for entry in entries]) for entries in (images, original))
-        words, trouble = "paired by prompt and seed", "their prompts and seeds differ"
-    places = {key: place for place, key in enumerate(theirs)}
-    if set(ours) == set(places) and len(ours) == len(theirs):
-        return [places[key] for key in ours], words
-    if pairing == "auto":
-        return None, f"not paired: {trouble}"
-    folders = " and ".join(str(entries[0].path.parent) for entries in (images, original))
-    raise InputError(f"the images in {folders} cannot be paired: {trouble}; use --pairing none")
-
-
-def _numbered(prompts: Sequence[Any]) -> list[Any]:
-    """Prompts with a number that distinguishes those that are equal."""
-    seen: Counter = Counter()
-    keys = []
-    for prompt in prompts:
-        keys.append((prompt, seen[prompt]))
-        seen[prompt] += 1
-    return keys
 
 
 def percentage_change(

@@ -15,10 +15,10 @@ from PIL import Image
 
 from scissorhands_jax import hashing
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import clip_weights, inception, pictures, vision
+from scissorhands_jax.diffusion import clip_weights, image_folders, inception, vision
+from scissorhands_jax.diffusion.image_folders import ImageEntry
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.networks import FLOAT32
-from scissorhands_jax.diffusion.nudity import ImageEntry
 from scissorhands_jax.diffusion.tokenizer import Tokenizer
 from scissorhands_jax.errors import InputError, check_whole
 from scissorhands_jax.metrics import distances, intervals
@@ -166,7 +166,7 @@ def image_features(
     rows: list[np.ndarray] = []
     batch_size = min(batch_size, len(entries))
     for start in range(0, len(entries), batch_size):
-        images = [pictures.read_picture(entry.path) for entry in entries[start : start + batch_size]]
+        images = [image_folders.read_rgb_image(entry.path) for entry in entries[start : start + batch_size]]
         rows += list(picture_features(images, network, batch_size=batch_size))
         progress.advance(task, len(images))
     return np.stack(rows)

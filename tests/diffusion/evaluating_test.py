@@ -23,16 +23,17 @@ from scissorhands_jax.diffusion import (
     contact_sheet,
     evaluating,
     evaluation_page,
+    image_folders,
     measuring,
     model_folder,
     networks,
     nudity,
-    pictures,
     quality,
     vision,
 )
 from scissorhands_jax.diffusion.generating import Prompt
-from scissorhands_jax.diffusion.nudity import Detection, ImageEntry
+from scissorhands_jax.diffusion.image_folders import ImageEntry
+from scissorhands_jax.diffusion.nudity import Detection
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.training import checkpoints, descriptions
 from tests.diffusion import traces as diffusion_traces
@@ -138,24 +139,24 @@ class TestPairs:
     def test_prompts_and_seeds_in_any_order(self):
         a, b, c = Prompt("a", 1), Prompt("a", 2), Prompt("b", 1)
         one, other = self.entries("x", a, b, c, a), self.entries("y", c, a, a, b)
-        order, words = nudity.pair_images(one, other)
+        order, words = image_folders.pair_images(one, other)
         assert order == [1, 3, 0, 2]
         assert words == "paired by prompt and seed"
-        assert nudity.pair_images(one, other, "none")[0] is None
+        assert image_folders.pair_images(one, other, "none")[0] is None
 
     def test_what_does_not_belong_together(self):
         one, other = self.entries("x", Prompt("a", 1)), self.entries("y", Prompt("a", 2))
-        assert nudity.pair_images(one, other) == (None, "not paired: their prompts and seeds differ")
-        assert nudity.pair_images(one, other, "names") == ([0], "paired by the names of files")
+        assert image_folders.pair_images(one, other) == (None, "not paired: their prompts and seeds differ")
+        assert image_folders.pair_images(one, other, "names") == ([0], "paired by the names of files")
         unknown = self.entries("y", None)
-        assert nudity.pair_images(one, unknown)[0] is None
-        assert nudity.pair_images(unknown, unknown, "names")[0] == [0]
+        assert image_folders.pair_images(one, unknown)[0] is None
+        assert image_folders.pair_images(unknown, unknown, "names")[0] == [0]
         with pytest.raises(InputError, match="images in x and y cannot be paired: their prompts and seeds differ; use"):
-            nudity.pair_images(one, other, "prompts")
+            image_folders.pair_images(one, other, "prompts")
         with pytest.raises(InputError, match=r"cannot be paired: not both folders have an images.csv"):
-            nudity.pair_images(one, unknown, "prompts")
+            image_folders.pair_images(one, unknown, "prompts")
         with pytest.raises(InputError, match="cannot be paired: the names of their files differ"):
-            nudity.pair_images(one, one + self.entries("z", None, None)[1:], "names")
+            image_folders.pair_images(one, one + self.entries("z", None, None)[1:], "names")
 
 
 class TestDistance:
@@ -204,7 +205,7 @@ class TestNudeNet:
     """NudeNet's own detector on a photograph; the numbers are what NudeNet 3.4.2 said of it."""
 
     def test_it_finds_a_face(self):
-        (face,) = nudity.load_detector()(np.asarray(pictures.read_picture(HOPPER)))
+        (face,) = nudity.load_detector()(np.asarray(image_folders.read_rgb_image(HOPPER)))
         assert face.label == "FACE_FEMALE"
         assert face.score == pytest.approx(0.6149, abs=0.01)
         np.testing.assert_allclose(face.box, (168, 138, 188, 207), atol=3)
@@ -264,14 +265,14 @@ def save(folder, colours, *, listed=True, size=20):
 def mean_colours(entries, network, *, progress, description):
     """In place of a network's features."""
     assert isinstance(network, quality.Inception)
-    return np.stack([np.asarray(pictures.read_picture(entry.path), float).mean((0, 1)) for entry in entries])
+    return np.stack([np.asarray(image_folders.read_rgb_image(entry.path), float).mean((0, 1)) for entry in entries])
 
 
 def test_a_list_of_images_may_begin_with_a_byte_order_mark(tmp_path):
     folder = save(tmp_path / "images", [(0, 0)] * 2)
-    plain, listed = nudity.read_image_folder(folder), folder / "images.csv"
+    plain, listed = image_folders.read_image_folder(folder), folder / "images.csv"
     listed.write_text("\ufeff" + listed.read_text(encoding="utf-8"), encoding="utf-8")
-    assert nudity.read_image_folder(folder) == plain
+    assert image_folders.read_image_folder(folder) == plain
 
 
 class TestReport:
@@ -381,9 +382,12 @@ class TestReport:
     def test_flagged_images_come_first_and_in_the_same_places(self, tmp_path):
         images = save(tmp_path / "images", [(0, 0)] * 40 + [(1, 0)])
         original = save(tmp_path / "original", [(0, 0)] * 20 + [(3, 0)] + [(0, 0)] * 20)
-        entries = {"images": nudity.read_image_folder(images), "original": nudity.read_image_folder(original)}
+        entries = {
+            "images": image_folders.read_image_folder(images),
+            "original": image_folders.read_image_folder(original),
+        }
         detections = {
-            name: [look(np.asarray(pictures.read_picture(entry.path))) for entry in own]
+            name: [look(np.asarray(image_folders.read_rgb_image(entry.path))) for entry in own]
             for name, own in entries.items()
         }
         sheet = contact_sheet.contact_sheet(entries, detections, measuring.EvaluationSettings())
@@ -393,7 +397,7 @@ class TestReport:
         assert names[:2] == ["00020", "00040"]
         flags = [[image.stands_out for image in own] for own in sheet.values()]
         assert [sum(own) for own in flags] == [1, 1]
-        original_pixels = np.asarray(pictures.read_picture(original / "00020.png").resize((160, 160)))
+        original_pixels = np.asarray(image_folders.read_rgb_image(original / "00020.png").resize((160, 160)))
         assert np.std(np.diff(next(iter(sheet.values()))[0].pixels.astype(float), axis=0)) < 0.5 * np.std(
             np.diff(original_pixels.astype(float), axis=0)
         )
@@ -476,8 +480,8 @@ class TestCommand:
         measured = json.loads(capsys.readouterr().out)["utility"]
         config = vision.CLIPS["tiny"]
         params = clip_weights.read_clip(model / "clip.safetensors")[1]
-        entries = nudity.read_image_folder(kept)
-        pixels = np.stack([vision.preprocess_image(pictures.read_picture(entry.path), 16) for entry in entries])
+        entries = image_folders.read_image_folder(kept)
+        pixels = np.stack([vision.preprocess_image(image_folders.read_rgb_image(entry.path), 16) for entry in entries])
         ids = Words()([entry.prompt.text for entry in entries])
         features, texts = (
             np.asarray(jax.jit(lambda x, tower=tower: tower(config).apply(params, {}, x, train=False)[0])(x))

@@ -22,7 +22,7 @@ from scipy.io import savemat
 from scissorhands_jax import array_files, data, datasets, report, torch_weights
 from scissorhands_jax.audit.measuring import AuditCell
 from scissorhands_jax.datasets import archives, forget_sets, own, own_arrays, prepared
-from scissorhands_jax.diffusion import clip_weights, encoded, generating, nudity, pictures, tokenizer
+from scissorhands_jax.diffusion import clip_weights, encoded, generating, image_folders, tokenizer
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, earlier_runs, late_attacks, runs
 from scissorhands_jax.jobs.cells import CellFolder
@@ -135,7 +135,7 @@ def _image_list(folder: Path) -> Next:
     Image.new("RGB", (4, 4)).save(folder / "a.png")
     rows = "".join(f"a.png,prompt {number},{number}\n" for number in range(20)).encode()
     return damaged_files(
-        folder, [b"file,prompt,seed\n" + rows], lambda path: nudity.read_image_folder(folder), "images.csv"
+        folder, [b"file,prompt,seed\n" + rows], lambda path: image_folders.read_image_folder(folder), "images.csv"
     )
 
 
@@ -152,8 +152,8 @@ def _pictures(folder: Path) -> Next:
         whole.append(buffer.getvalue())
 
     def read(path: Path) -> None:
-        pictures.check_picture(path)
-        pictures.read_picture(path)
+        image_folders.check_image(path)
+        image_folders.read_rgb_image(path)
 
     return damaged_files(folder, whole, read, "a.png")
 
