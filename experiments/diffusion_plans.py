@@ -15,12 +15,15 @@ def unlearning_settings(name: str) -> tuple[Any, Any, Any]:
 
     Algorithm 1 with plain gradient steps: Adam's moments would take 6.4 GiB more. Activations are computed again.
     """
-    from scissorhands_jax.diffusion import concept_settings, generating, networks
+    from scissorhands_jax.diffusion import generating, networks
+    from scissorhands_jax.diffusion.concept_methods import concept_scissorhands
     from scissorhands_jax.diffusion.layers import Compute
     from scissorhands_jax.jobs import config
 
     side, factor, *_ = SIZES[name]
-    settings = config.override(concept_settings.concept_preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"])
+    settings = config.override(
+        concept_scissorhands.concept_preset("paper"), ["batch_size=1", "epochs=1", "optimizer=sgd"]
+    )
     return (
         networks.CONFIGS[name],
         settings,
@@ -57,15 +60,15 @@ def plan_traced(work: Path, name: str) -> dict[str, Any]:
 
 
 def _batch_16(name: str, method: str, *, traced: bool) -> dict[str, Any]:
-    from scissorhands_jax.diffusion import concept_settings, generating, networks
-    from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+    from scissorhands_jax.diffusion import generating, networks
+    from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS, concept_scissorhands
     from scissorhands_jax.diffusion.layers import Compute
     from scissorhands_jax.jobs import config
 
     side, factor, *_ = SIZES[name]
     compute = Compute(dtype="bfloat16", remat=True, attention=f"{side}=chunked")
     generation = generating.GenerationSettings(size=side * factor, compute=compute)
-    settings = {**concept_settings.PRESETS, **CONCEPT_METHODS}[method]
+    settings = {**concept_scissorhands.PRESETS, **CONCEPT_METHODS}[method]
     wanted = {"batch_size": "16", "pseudo": "a photo of a dog"} if method != "paper" else {"batch_size": "16"}
     settings = config.override(
         settings, [f"{setting}={value}" for setting, value in wanted.items() if setting not in settings.unused]

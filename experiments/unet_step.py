@@ -32,7 +32,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import trees
 from scissorhands_jax.base import Data, Dataset, Model
 from scissorhands_jax.diffusion import losses, networks
-from scissorhands_jax.diffusion.concept_settings import concept_preset
+from scissorhands_jax.diffusion.concept_methods.concept_scissorhands import concept_preset
 from scissorhands_jax.diffusion.layers import Compute
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError

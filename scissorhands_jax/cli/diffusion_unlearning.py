@@ -82,21 +82,19 @@ class DiffusionMethodOptions(MeshOptions, ComputeOptions, SettingsCommand):
     @classmethod
     def listed_settings(cls, method: str | None) -> Mapping[str, Any]:
         """The settings of a preset of Scissorhands, or of another method."""
-        from scissorhands_jax.diffusion import concept_settings
-        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS, concept_scissorhands
 
         chosen = method or "paper"
-        check_choice("--help-settings", chosen, (*concept_settings.PRESETS, *CONCEPT_METHODS))
-        return {"": CONCEPT_METHODS.get(chosen) or concept_settings.concept_preset(chosen)}
+        check_choice("--help-settings", chosen, (*concept_scissorhands.PRESETS, *CONCEPT_METHODS))
+        return {"": CONCEPT_METHODS.get(chosen) or concept_scissorhands.concept_preset(chosen)}
 
     def method_settings(self) -> ConceptTraining:
         """The settings of the method with the changes that were given."""
-        from scissorhands_jax.diffusion import concept_settings
-        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+        from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS, concept_scissorhands
 
         check_choice("--method", self.method, ("scissorhands", *CONCEPT_METHODS))
         if self.method == "scissorhands":
-            chosen: ConceptTraining = concept_settings.concept_preset(self.preset)
+            chosen: ConceptTraining = concept_scissorhands.concept_preset(self.preset)
         elif self.preset != "paper":
             raise InputError(f"--preset {self.preset} is one of scissorhands; leave it out with --method {self.method}")
         else:

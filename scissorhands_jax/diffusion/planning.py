@@ -26,7 +26,7 @@ from scissorhands_jax import report, trees
 from scissorhands_jax.base import Batch, Carry, Data, Method, Params, PyTree, StatefulLossFn
 from scissorhands_jax.diffusion import generating, networks
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
-from scissorhands_jax.diffusion.concept_settings import ConceptSettings
+from scissorhands_jax.diffusion.concept_methods.concept_scissorhands import ConceptScissorhandsSettings
 from scissorhands_jax.diffusion.networks import DiffusionConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.plan_memory import (
@@ -125,7 +125,7 @@ def plan_concept(
     generating.check_generation(generation, config)
     limit = memory_limit(memory_gib)
     settings.check()
-    if isinstance(settings, ConceptSettings) and isinstance(settings.ceiling, str):
+    if isinstance(settings, ConceptScissorhandsSettings) and isinstance(settings.ceiling, str):
         settings = dataclasses.replace(settings, ceiling=1.0)  # the number follows from the data, and takes no memory
     model = networks.unet(config.unet, compute)
     run = settings.method(model, config.schedule)

@@ -22,8 +22,8 @@ from scissorhands_jax.diffusion import generating, model_folder, networks
 from scissorhands_jax.diffusion.anchors import anchored, check_anchor
 from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS, other_prompts_ceiling
 from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
+from scissorhands_jax.diffusion.concept_methods.concept_scissorhands import ConceptScissorhandsSettings
 from scissorhands_jax.diffusion.concept_sets import ConceptSet, ExampleMaker, SetName
-from scissorhands_jax.diffusion.concept_settings import ConceptSettings
 from scissorhands_jax.diffusion.generating import DEFAULT_GENERATION, GenerationSettings
 from scissorhands_jax.diffusion.losses import noise_loss
 from scissorhands_jax.diffusion.networks import DiffusionConfig
@@ -238,7 +238,7 @@ def _check(job: ConceptJob, out: Path) -> _Prepared:
 
 def _warn_of_untrained(settings: ConceptTraining, outline: Params) -> None:
     """Says in the log how many weights can be re-initialised that no step trains afterwards."""
-    if not isinstance(settings, ConceptSettings):
+    if not isinstance(settings, ConceptScissorhandsSettings):
         return
     trimmed, trained = (trees.select(outline, named_part(part)) for part in (settings.trim, settings.train))
     lost = jax.tree.map(lambda trims, trains: trims and not trains, trimmed, trained)
@@ -302,7 +302,7 @@ def _repair(
 def _method(job: ConceptJob, config: DiffusionConfig, ceiling: float = 1.0) -> Method:
     """The method of a job, with this ceiling if it is one that follows from the data."""
     settings = job.settings
-    if isinstance(settings, ConceptSettings) and settings.ceiling == OTHER_PROMPTS:
+    if isinstance(settings, ConceptScissorhandsSettings) and settings.ceiling == OTHER_PROMPTS:
         settings = dataclasses.replace(settings, ceiling=MeasuredNumber(ceiling))
     return settings.method(networks.unet(config.unet, job.generation.compute), config.schedule)
 

@@ -19,7 +19,7 @@ from scissorhands_jax.cli import main as cli
 from scissorhands_jax.cli.language_models import LanguageTrainingOptions
 from scissorhands_jax.cli.options import Option
 from scissorhands_jax.cli.shared import LongCommand
-from scissorhands_jax.diffusion.concept_settings import PRESETS
+from scissorhands_jax.diffusion.concept_methods.concept_scissorhands import PRESETS
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config
 from scissorhands_jax.keywords import field_docs

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from scissorhands_jax import Batch, Data, Model, run, trees
-from scissorhands_jax.diffusion import anchors, concept_settings, losses, networks, schedules
+from scissorhands_jax.diffusion import anchors, losses, networks, schedules
 from scissorhands_jax.diffusion.concept_methods import (
     CONCEPT_METHODS,
     NAMED_PARTS,
+    concept_scissorhands,
     concept_training,
     esd,
     named_part,
@@ -327,10 +328,10 @@ class TestSettings:
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
         assert same_bits(params, PARAMS) == (name == "ssd")  # whose forget set matters no more than the rest here
 
-    @pytest.mark.parametrize("name", [*CONCEPT_METHODS, *concept_settings.PRESETS])
+    @pytest.mark.parametrize("name", [*CONCEPT_METHODS, *concept_scissorhands.PRESETS])
     def test_settings_that_a_method_does_not_read_are_refused(self, name):
         """What it reads is in the description of the method, which differs wherever the method does something else."""
-        settings = {**CONCEPT_METHODS, **concept_settings.PRESETS}[name]
+        settings = {**CONCEPT_METHODS, **concept_scissorhands.PRESETS}[name]
         if isinstance(settings, replacing.ReplacingSettings):
             settings = dataclasses.replace(settings, pseudo="x")
         settings, model = dataclasses.replace(settings, train=CONCEPT_METHODS["uce"].train), of_both()
@@ -364,7 +365,7 @@ class TestSettings:
     )
     def test_settings_that_exclude_each_other_are_refused(self, preset, changes, message):
         with pytest.raises(InputError, match=message):
-            dataclasses.replace(concept_settings.concept_preset(preset), **changes).method(of_both())
+            dataclasses.replace(concept_scissorhands.concept_preset(preset), **changes).method(of_both())
 
     def test_an_anchor_of_no_image_is_refused(self):
         with pytest.raises(InputError, match=r"an anchor of 0\.01 of 3 retain images is none of them; raise it"):
@@ -377,10 +378,10 @@ class TestSettings:
             CONCEPT_METHODS[name].method(of_both())
 
     def test_the_authors_second_script(self):
-        settings = concept_settings.PRESETS["released-objects"]
+        settings = concept_scissorhands.PRESETS["released-objects"]
         assert settings.reads == ("empty",)
         assert (settings.fraction, settings.learning_rate, settings.forget_weight) == (0.001, 2e-5, 0.1)
-        drawn = concept_settings._initializer("trunc_normal")(jax.random.key(0), (4000,), jnp.float32)
+        drawn = concept_scissorhands._initializer("trunc_normal")(jax.random.key(0), (4000,), jnp.float32)
         assert float(drawn.std()) == pytest.approx(0.02, rel=0.05)
         chosen = dataclasses.replace(settings, fraction=0.5, trim="all", batch_size=3)
         carry = chosen.method(of_both()).init(jax.random.key(0), PARAMS, {}, examples())

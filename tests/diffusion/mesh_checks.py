@@ -16,7 +16,8 @@ import numpy as np
 
 from scissorhands_jax import Data, make_layout, trees
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import concept_settings, networks, unlearning
+from scissorhands_jax.diffusion import networks, unlearning
+from scissorhands_jax.diffusion.concept_methods import concept_scissorhands
 from scissorhands_jax.diffusion.unet import UNetConfig
 from scissorhands_jax.jobs import config
 from scissorhands_jax.training import loop as training
@@ -85,7 +86,7 @@ def take_a_step(report: Callable[..., None]) -> None:
     settings = ["batch_size=4", "epochs=1", "optimizer=sgd", "learning_rate=0.1", "fraction=0.1"]
     # Both losses fall together here, so that the projection has something to do.
     settings = config.override(
-        concept_settings.PRESETS["paper"], [*settings, "forget_weight=0", "trim=mid_block/attentions/.*/attn1"]
+        concept_scissorhands.PRESETS["paper"], [*settings, "forget_weight=0", "trim=mid_block/attentions/.*/attn1"]
     )
     method = settings.method(model)
     draw = np.random.default_rng(0)

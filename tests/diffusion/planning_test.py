@@ -10,8 +10,8 @@ import pytest
 
 from scissorhands_jax import Batch, Data, trees
 from scissorhands_jax.cli import main as cli
-from scissorhands_jax.diffusion import concept_settings, losses, networks, planning
-from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS, concept_training
+from scissorhands_jax.diffusion import losses, networks, planning
+from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS, concept_scissorhands, concept_training
 from scissorhands_jax.diffusion.generating import GenerationSettings
 from scissorhands_jax.jobs import config, plan_memory, plan_traced
 from scissorhands_jax.training import sharding
@@ -24,7 +24,7 @@ LATENTS, CONTEXT = (BATCH, SIDE, SIDE, 4), (BATCH, SIZES.text.length, 32)
 WEIGHTS = trees.count_weights(small.SMALL)
 QUERIES = 32 * 4  # the weights of `to_q`
 PLAN = ["sd", "plan", "--config", "tiny", "--size", "16", "--batch-size", str(BATCH), "--memory"]
-METHODS = {"paper": concept_settings.PRESETS["paper"], **CONCEPT_METHODS}
+METHODS = {"paper": concept_scissorhands.PRESETS["paper"], **CONCEPT_METHODS}
 CHANGES = {
     "paper": ["fraction=0.2"],
     "esd": ["train=up_blocks", "steps_per_epoch=2", "sample_steps=2"],

@@ -21,7 +21,6 @@ from scissorhands_jax.cli import choices
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.diffusion import (
     concept_sets,
-    concept_settings,
     encoded,
     losses,
     model_folder,
@@ -29,7 +28,7 @@ from scissorhands_jax.diffusion import (
     schedules,
     unlearning,
 )
-from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
+from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS, concept_scissorhands
 from scissorhands_jax.diffusion.generating import Prompt
 from scissorhands_jax.diffusion.unet import Noisy
 from scissorhands_jax.errors import CheckpointError, InputError
@@ -304,7 +303,7 @@ class TestRuns:
             model=folder / "model",
             forget=concept,
             retain=concept,
-            settings=concept_settings.ConceptSettings(fraction=0.2, batch_size=1),
+            settings=concept_scissorhands.ConceptScissorhandsSettings(fraction=0.2, batch_size=1),
             seed=seed,
         )
         with pytest.raises(InputError, match=f"the seed must be a whole number from 0 to 4294967295, got {seed}"):
@@ -491,10 +490,10 @@ class TestPresets:
     def test_released_draws_ten_arrays_anew(self):
         """Of the real network by their names, and of the small one as they are."""
         outline = OUTLINE("unet", networks.SD_V1)
-        chosen = trees.select(outline, concept_settings.PRESETS["released"].trim)
+        chosen = trees.select(outline, concept_scissorhands.PRESETS["released"].trim)
         assert sum(jax.tree.leaves(chosen)) == 10
         assert trees.count_weights(outline, chosen) == 4 * 1280**2 + 1280 + 4 * 640**2 + 640
-        settings = config.override(concept_settings.PRESETS["released"], ["fraction=0.5", "batch_size=2"])
+        settings = config.override(concept_scissorhands.PRESETS["released"], ["fraction=0.5", "batch_size=2"])
         examples, start = data(), small_params()
         carry = settings.method(MODEL).init(jax.random.key(0), start, {}, examples)
         same = jax.tree.map(lambda a, b: bool((a == b).all()), start, carry.params)
@@ -504,7 +503,7 @@ class TestPresets:
         assert jnp.abs(query["to_q"]["weight"]).max() > 1 / np.sqrt(32)  # beyond what `uniform` draws
 
     def test_released_sees_the_first_examples_only(self):
-        method = config.override(concept_settings.PRESETS["released"], ["batch_size=2"]).method(MODEL)
+        method = config.override(concept_scissorhands.PRESETS["released"], ["batch_size=2"]).method(MODEL)
         found = list(method.batches(jax.random.key(0), data(5), 1))
         assert [(batch.forget.tolist(), batch.retain.tolist()) for batch in found] == [([0, 1], [0, 1])] * 3
         # What comes after them is never scored either.
@@ -513,15 +512,15 @@ class TestPresets:
         carries = [method.init(jax.random.key(0), small_params(), {}, each) for each in (examples, other)]
         assert same_bits(*(carry.params for carry in carries))
         loose = ["batch_size=2", "departures.fixed_batches=false"]
-        method = config.override(concept_settings.PRESETS["released"], loose).method(MODEL)
+        method = config.override(concept_scissorhands.PRESETS["released"], loose).method(MODEL)
         seen = [batch.forget for batch in method.batches(jax.random.key(0), data(5), 0)]
         assert set(np.concatenate(seen).tolist()) == set(range(5))
 
-    @pytest.mark.parametrize("name", concept_settings.PRESETS)
+    @pytest.mark.parametrize("name", concept_scissorhands.PRESETS)
     def test_a_step_descends_the_loss_of_its_preset(self, name):
         """Its loss written out, with the timesteps and the noise of the step's key."""
         changes = ["batch_size=5", "optimizer=sgd", "learning_rate=1", "projected=false", "fraction=0.5"]
-        settings = config.override(concept_settings.PRESETS[name], changes)
+        settings = config.override(concept_scissorhands.PRESETS[name], changes)
         examples, method = data(), settings.method(MODEL)
         scored = examples._replace(forget={**examples.forget, "empty": examples.forget["context"]})
         carry = method.init(jax.random.key(3), small_params(), {}, scored)
@@ -556,7 +555,7 @@ class TestPresets:
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
     def test_paper_scores_the_mean_gradient_of_all_forget_examples(self):
-        settings = config.override(concept_settings.PRESETS["paper"], ["batch_size=5", "fraction=0.3"])
+        settings = config.override(concept_scissorhands.PRESETS["paper"], ["batch_size=5", "fraction=0.3"])
         examples, start = data(), small_params()
         init_key, pass_key = jax.random.key(3), jax.random.split(jax.random.key(3), 4)[1]
         carry = settings.method(MODEL).init(init_key, start, {}, examples)
@@ -676,5 +675,5 @@ class TestBadInput:
 
     def test_a_preset_by_its_name(self):
         with pytest.raises(InputError, match="there is no preset 'x'"):
-            concept_settings.concept_preset("x")
+            concept_scissorhands.concept_preset("x")
         assert concept_sets.read_concept_set(["a=b c"], None, None, name="forget").prompts[0].text == "a=b c"

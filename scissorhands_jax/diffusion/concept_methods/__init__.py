@@ -1,6 +1,7 @@
 """The methods of `scissorhands sd unlearn` next to Scissorhands, by name: settings that build a `Method` for a UNet.
 
 `CONCEPT_METHODS[name].method(unet, schedule)` is run by `training.run`, as every method is.
+Scissorhands has presets in place of one set of defaults: `concept_scissorhands.PRESETS`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,12 @@ from scissorhands_jax.base import Carry, Data, Key, Method, Model, Params, State
 from scissorhands_jax.diffusion import losses
 from scissorhands_jax.diffusion.anchors import check_anchor
 from scissorhands_jax.diffusion.ceilings import OTHER_PROMPTS
-from scissorhands_jax.diffusion.concept_methods import ConceptTraining, named_part
-from scissorhands_jax.diffusion.concept_methods.concept_training import BeginningPhase, ByteCount
+from scissorhands_jax.diffusion.concept_methods.concept_training import (
+    BeginningPhase,
+    ByteCount,
+    ConceptTraining,
+    named_part,
+)
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule
 from scissorhands_jax.errors import InputError, check_choice, check_not_negative
 from scissorhands_jax.keywords import KEYS
@@ -36,7 +40,7 @@ _RELEASED_TRIM = r"up_blocks/[12]/attentions/1/transformer_blocks/0/attn1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptSettings(ConceptTraining):
+class ConceptScissorhandsSettings(ConceptTraining):
     """The settings of Scissorhands for forgetting a concept.
 
     On the command line `departures.NAME=VALUE` sets single fields of `Semantics`.
@@ -154,9 +158,9 @@ def _initializer(name: str) -> reinit.Initializer:
     return reinit.normal(0.02) if name == "trunc_normal" else reinit.by_name(name)
 
 
-PRESETS: dict[str, ConceptSettings] = {
-    "paper": ConceptSettings(),
-    "released": ConceptSettings(
+PRESETS: dict[str, ConceptScissorhandsSettings] = {
+    "paper": ConceptScissorhandsSettings(),
+    "released": ConceptScissorhandsSettings(
         initializer="kaiming_uniform",
         trim=_RELEASED_TRIM,
         projected=False,
@@ -172,7 +176,7 @@ PRESETS: dict[str, ConceptSettings] = {
             "fixed_batches": True,
         },
     ),
-    "released-objects": ConceptSettings(
+    "released-objects": ConceptScissorhandsSettings(
         fraction=0.001,
         initializer="trunc_normal",
         trim=_RELEASED_TRIM,
@@ -211,7 +215,7 @@ score.
 """
 
 
-def concept_preset(name: str) -> ConceptSettings:
+def concept_preset(name: str) -> ConceptScissorhandsSettings:
     """The settings with a name in PRESETS.
 
     Raises:
