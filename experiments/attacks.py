@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import programs
 from scissorhands_jax import files, reading
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.terminal import Console, complain
+from scissorhands_jax.terminal import Console
 
 LARGEST = 15 * 2**20
 """Bytes of an archive of predictions. Some machines give back files of at most 16 MiB."""
@@ -30,6 +31,7 @@ MAX_PREDICTIONS = 2**28
 """Bytes of the predictions of one network, which may be larger than `LARGEST`: each archive has one at least."""
 
 
+@programs.ending("the same command begins again")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fills in the file and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.attacks", description=__doc__.partition("\n")[0])
@@ -54,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 late_attacks.keep_in_cells(file.parent, document)
                 tell(_counted(document))
             files.write_text(file, json.dumps(document, indent=1) + "\n")
-    except InputError as error:
-        complain(console, str(error))
-        return 2
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        complain(console, f"{file} holds no results of tables ({type(error).__name__}: {error}); name another file")
-        return 2
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} holds no results of tables ({type(error).__name__}: {error}); name another file"
+        ) from error
     return 0
 
 

@@ -26,11 +26,12 @@ from scissorhands_jax.errors import InputError, listed
 from scissorhands_jax.jobs import config, runs
 from scissorhands_jax.report import provenance
 from scissorhands_jax.report.gates import trusted
-from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on
+from scissorhands_jax.terminal import add_follow_options
 
 _WRITTEN = (runs.RESULTS_FILE, SCORES_FILE, "report.html", "tables.md", "attacks.svg")
 
 
+@programs.ending("the same command goes on after the last network")
 def main(arguments: list[str] | None = None) -> int:
     """Runs one audit and returns the exit status."""
     provenance.note_code()
@@ -48,33 +49,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     add_follow_options(parser)
     options = parser.parse_args(arguments)
-    console = LoggedConsole()
     if options.again:
         programs.refuse_others(parser, arguments, "--again", ["--out"])
         if not options.out:
             parser.error("--again needs --out, where the numbers are written")
     out = options.out or Path("runs") / options.config
-    try:
-        if options.again:
-            write_again(options.again, out)
-            return 0
-        console = logged_console(options, out)
-        with remarks_on(console):
-            document = run_audit(
-                config.override(configs.load(options.config), options.settings),
-                out,
-                tier=options.tier,
-                num_networks=options.networks,
-                seed=options.seed,
-                data_dir=options.data_dir,
-                networks=options.store,
-                overwrite=options.overwrite,
-                console=console,
-            )
-    except InputError as error:
-        complain(console, str(error))
-        return 2
-    write_tables(out, document)
+    if options.again:
+        write_again(options.again, out)
+        return 0
+    with programs.followed(options, out) as console:
+        document = run_audit(
+            config.override(configs.load(options.config), options.settings),
+            out,
+            tier=options.tier,
+            num_networks=options.networks,
+            seed=options.seed,
+            data_dir=options.data_dir,
+            networks=options.store,
+            overwrite=options.overwrite,
+            console=console,
+        )
+        write_tables(out, document)
     return 0
 
 

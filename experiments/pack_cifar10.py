@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import programs
 from scissorhands_jax import datasets
 from scissorhands_jax.datasets import compact
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.terminal import Console, complain, say
+from scissorhands_jax.terminal import Console, say
 
 
+@programs.ending("the same command packs them again")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the parts, names their files, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.pack_cifar10", description=__doc__.partition("\n")[0])
@@ -27,13 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=int, default=2, metavar="N", help="default 2")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    try:
-        if options.out.resolve() == options.data_dir.resolve():
-            raise InputError(f"--out {options.out} is the folder of the data itself; name another one")
-        parts = compact.pack_cifar10(datasets.cifar10(options.data_dir), options.out, parts=options.parts)
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    if options.out.resolve() == options.data_dir.resolve():
+        raise InputError(f"--out {options.out} is the folder of the data itself; name another one")
+    parts = compact.pack_cifar10(datasets.cifar10(options.data_dir), options.out, parts=options.parts)
     for number, files in enumerate(parts, 1):
         size = sum(path.stat().st_size for path in files) / 2**20
         say(console, f"part {number}, {size:.1f} MiB: {' '.join(map(str, files))}")

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,11 +17,41 @@ from typing import Any, TypeAlias
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report import provenance
-from scissorhands_jax.terminal import Console, complain, say
+from scissorhands_jax.terminal import Console, LoggedConsole, complain, logged_console, remarks_on, say
 from scissorhands_jax.training.identity import differences, list_differences
 
 Result: TypeAlias = dict[str, Any]
 _ADVICE = "name another file, or replace it with --overwrite"
+
+
+_ENDS = (InputError, OSError, KeyboardInterrupt)
+
+
+class _Logged(Exception):
+    """What ended a program, and the console whose log is to have it as well."""
+
+    def __init__(self, console: LoggedConsole, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.console, self.error = console, error
+
+
+@contextlib.contextmanager
+def followed(options: argparse.Namespace, out: Path | None = None) -> Iterator[LoggedConsole]:
+    """The console of a program with `ending` that has `add_follow_options`; its log gets the last sentence too.
+
+    Args:
+      options: What the parser returned.
+      out: The folder that the program makes, see `LogFile`.
+
+    Raises:
+      InputError: The log cannot be written.
+    """
+    console = logged_console(options, out)
+    with remarks_on(console):
+        try:
+            yield console
+        except _ENDS as error:
+            raise _Logged(console, error) from error
 
 
 def ending(then: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -33,16 +64,19 @@ def ending(then: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     def wrapped(main: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(main)
         def ended(*arguments: Any) -> int:
-            console = Console(stderr=True)
+            console: Console
+            error: BaseException
             try:
                 return main(*arguments)
-            except InputError as error:
-                complain(console, str(error))
-            except OSError as error:
-                complain(console, f"{error.strerror}: {error.filename}" if error.filename else str(error))
-            except KeyboardInterrupt:
+            except _Logged as logged:
+                console, error = logged.console, logged.error
+            except _ENDS as found:
+                console, error = Console(stderr=True), found
+            if isinstance(error, KeyboardInterrupt):
                 complain(console, f"stopped; {then}")
                 return 130
+            named = isinstance(error, OSError) and error.filename
+            complain(console, f"{error.strerror}: {error.filename}" if named else str(error))
             return 2
 
         return ended
@@ -52,6 +86,17 @@ def ending(then: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
 CONTINUES = "the same command goes on after the last result in FILE"
 """What `ending` says of programs with `open_results`."""
+
+
+def read_seeds(text: str) -> list[int]:
+    """Reads seeds from a text such as `0,1,2`.
+
+    Raises:
+      InputError: The text has another form.
+    """
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise InputError(f"--seeds must be numbers with commas between them, got {text!r}; write 0,1,2 for three seeds")
+    return [int(seed) for seed in text.split(",")]
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -33,12 +33,13 @@ from scissorhands_jax.jobs.loading import load_run
 from scissorhands_jax.jobs.scenarios import REFERENCES
 from scissorhands_jax.jobs.unlearning import RunResults
 from scissorhands_jax.report import provenance, table_gates
-from scissorhands_jax.terminal import LoggedConsole, add_follow_options, complain, logged_console, remarks_on, say
+from scissorhands_jax.terminal import LoggedConsole, add_follow_options, say
 
 _SHARED = ("forget", "trained_on")
 _MOST_RETRAINED = 2
 
 
+@programs.ending("nothing is kept of it")
 def main(arguments: list[str] | None = None) -> int:
     """Measures the networks, writes the results and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.real_network", description=__doc__.partition("\n")[0])
@@ -49,19 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_follow_options(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console = LoggedConsole()
-    try:
-        console = logged_console(options)
-        with remarks_on(console):
-            named = _named(options.run)
-            if len(options.retrained) > _MOST_RETRAINED:
-                raise InputError(f"--retrained is given {len(options.retrained)} times; name one run, or two")
-            with programs.sole_writer_of(options.out / runs.RESULTS_FILE):
-                document = compare(named, options.retrained, options.data_dir, console)
-                files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    with programs.followed(options) as console:
+        named = _named(options.run)
+        if len(options.retrained) > _MOST_RETRAINED:
+            raise InputError(f"--retrained is given {len(options.retrained)} times; name one run, or two")
+        with programs.sole_writer_of(options.out / runs.RESULTS_FILE):
+            document = compare(named, options.retrained, options.data_dir, console)
+            files.write_text(options.out / runs.RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     return 0
 
 

@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import configs
+from experiments import configs, programs
 from scissorhands_jax import files, report
 from scissorhands_jax.cli import huge_pages
-from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs import config, grid
 from scissorhands_jax.jobs.experiment import Experiment
 from scissorhands_jax.terminal import (
     Console,
-    LoggedConsole,
     add_follow_options,
-    complain,
-    logged_console,
-    remarks_on,
     say,
 )
 
 
+@programs.ending("the same command goes on after the last cell")
 def main(arguments: list[str] | None = None) -> int:
     """Runs one table and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.run", description=__doc__.partition("\n")[0])
@@ -54,34 +49,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     add_follow_options(parser)
     options = parser.parse_args(arguments)
-    console = LoggedConsole()
-    try:
-        console = logged_console(options, options.out or Path("runs") / options.config)
-        with remarks_on(console):
-            experiment = config.override(configs.load(options.config), options.settings)
-            out = options.out or Path("runs") / options.config
-            seeds = read_seeds(options.seeds)
-            document = grid.run_grid(
-                experiment,
-                out,
-                seeds=seeds,
-                data_dir=options.data_dir,
-                networks=options.networks,
-                only=options.only,
-                redrawn=not options.no_redrawn,
-                overwrite=options.overwrite,
-                go_on_from=options.go_on_from,
-                present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),
-                console=console,
-            )
-    except InputError as error:
-        complain(console, str(error))
-        return 2
-    if not options.no_report:
-        report.print_tables(document["rows"], Console())
-        if note := report.failures_note(document):
-            say(console, note)
-        say(console, report.gates_note(document["gates"]))
+    out = options.out or Path("runs") / options.config
+    with programs.followed(options, out) as console:
+        experiment = config.override(configs.load(options.config), options.settings)
+        seeds = programs.read_seeds(options.seeds)
+        document = grid.run_grid(
+            experiment,
+            out,
+            seeds=seeds,
+            data_dir=options.data_dir,
+            networks=options.networks,
+            only=options.only,
+            redrawn=not options.no_redrawn,
+            overwrite=options.overwrite,
+            go_on_from=options.go_on_from,
+            present=None if options.no_report else functools.partial(present, experiment, out, seeds[0], options),
+            console=console,
+        )
+        if not options.no_report:
+            report.print_tables(document["rows"], Console())
+            if note := report.failures_note(document):
+                say(console, note)
+            say(console, report.gates_note(document["gates"]))
     return 0
 
 
@@ -98,17 +87,6 @@ def present(
     grid.write_report(out, document, title=experiment.name, figures=figures)
     for figure in figures:
         files.write_bytes(out / "gradcam.png", report.figure_png(figure.figure))
-
-
-def read_seeds(text: str) -> list[int]:
-    """Reads seeds from a text such as `0,1,2`.
-
-    Raises:
-      InputError: The text has another form.
-    """
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise InputError(f"--seeds must be numbers with commas between them, got {text!r}; write 0,1,2 for three seeds")
-    return [int(seed) for seed in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import audit
+from experiments import audit, programs
 from scissorhands_jax import files, reading, report
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.cells import slug
 from scissorhands_jax.report import rows as table_rows
 from scissorhands_jax.report import table_gates
-from scissorhands_jax.terminal import Console, complain, say
+from scissorhands_jax.terminal import Console, say
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = Path(__file__).parent / "paper_numbers.json"
@@ -37,6 +37,7 @@ _CAUTION = (
 )
 
 
+@programs.ending("each page is written whole")
 def main(arguments: list[str] | None = None) -> int:
     """Renders the files and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.partition("\n")[0])
@@ -45,37 +46,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--brief", action="store_true", help="print each table, the closest to retraining first")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    try:
-        paths = options.results or [path for path in sorted(RESULTS.glob("*/results.json")) if _is_experiment(path)]
-        if not paths:
-            raise InputError(f"{RESULTS} holds no results; name a results file")
-        names = [path.resolve().parent.name for path in paths]
-        if options.out is not None and len(set(names)) < len(names):
-            raise InputError(
-                f"two of the files lie in folders of one name ({', '.join(names)}); render them one by one"
-            )
-        # All are made before the first is written, so that one that cannot be leaves the others as they are.
-        made: list[Callable[[], object]] = []
-        for path, name in zip(paths, names, strict=True):
-            folder = path.parent if options.out is None else options.out / name
-            document = report.read_results(path)
-            if options.brief:
-                if "evidence" in document:
-                    raise InputError(f"{path} is of an audit, and --brief is for tables; leave --brief out")
-                made.append(functools.partial(sys.stdout.write, brief(document)))
-            elif "evidence" in document:
-                made.append(functools.partial(audit.write_tables, folder, document))
-            else:
-                made.append(functools.partial(_write, describe(document, name), folder))
-            if not options.brief:
-                made.append(
-                    functools.partial(say, console, f"written: {folder / 'tables.md'}, tables.tex and the plots")
-                )
-        for write in made:
-            write()
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    paths = options.results or [path for path in sorted(RESULTS.glob("*/results.json")) if _is_experiment(path)]
+    if not paths:
+        raise InputError(f"{RESULTS} holds no results; name a results file")
+    names = [path.resolve().parent.name for path in paths]
+    if options.out is not None and len(set(names)) < len(names):
+        raise InputError(f"two of the files lie in folders of one name ({', '.join(names)}); render them one by one")
+    # All are made before the first is written, so that one that cannot be leaves the others as they are.
+    made: list[Callable[[], object]] = []
+    for path, name in zip(paths, names, strict=True):
+        folder = path.parent if options.out is None else options.out / name
+        document = report.read_results(path)
+        if options.brief:
+            if "evidence" in document:
+                raise InputError(f"{path} is of an audit, and --brief is for tables; leave --brief out")
+            made.append(functools.partial(sys.stdout.write, brief(document)))
+        elif "evidence" in document:
+            made.append(functools.partial(audit.write_tables, folder, document))
+        else:
+            made.append(functools.partial(_write, describe(document, name), folder))
+        if not options.brief:
+            made.append(functools.partial(say, console, f"written: {folder / 'tables.md'}, tables.tex and the plots"))
+    for write in made:
+        write()
     return 0
 
 

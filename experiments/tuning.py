@@ -23,7 +23,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,16 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments import configs
-from experiments.run import read_seeds
-from scissorhands_jax import files, hashing, reading, report
+from experiments import configs, programs
+from experiments.starts import check_same_start, start_of
+from scissorhands_jax import files, reading, report
 from scissorhands_jax.base import ModelState, Params
 from scissorhands_jax.cli import huge_pages
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import DivergedError, InputError
 from scissorhands_jax.jobs import config, grid, search
 from scissorhands_jax.jobs.progress import progress_bar
-from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, TrainedNetwork, check_seeds
+from scissorhands_jax.jobs.scenarios import SeededScenario, TableNetworks, check_seeds
 from scissorhands_jax.methods import MethodSettings
 from scissorhands_jax.methods.settings import Choices, Range
 from scissorhands_jax.metrics import distances
@@ -48,15 +48,12 @@ from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import (
     Console,
-    LoggedConsole,
     add_follow_options,
-    complain,
-    logged_console,
-    remarks_on,
     say,
 )
 
 
+@programs.ending("the same command goes on after the last trial")
 def main(arguments: list[str] | None = None) -> int:
     """Tunes on every seed, writes the trials and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tuning", description=__doc__.partition("\n")[0])
@@ -82,51 +79,45 @@ def main(arguments: list[str] | None = None) -> int:
     add_follow_options(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console = LoggedConsole()
-    try:
-        console = logged_console(options)
-        with remarks_on(console), files.sole_writer(options.out.parent, of=options.out.name):
-            seeds = read_seeds(options.seeds)
-            check_seeds(seeds)
-            experiment = config.override(configs.load(options.config), options.settings)
-            methods = experiment.scenarios[0].methods
-            labels = list(filter(grid.label_pattern(options.only, methods).search, methods))
-            for label in labels:
-                settings, space = beginning(methods[label], from_defaults=options.from_defaults, near=options.near)
-                search.check_search(settings, search.searched_space(settings, space), options.trials)
-            store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
-            about = {
-                "config": store.loaded.settings,
-                "data_sha256": store.data_sha256,
-                "trials": options.trials,
-                "from_defaults": options.from_defaults,
-                "without_oracle": options.without_oracle,
-                "near": options.near,
-            }
-            known = _Tunings(options.out, about)
-            measured: dict[int, dict[str, float]] = {}
-            for seed, label in itertools.product(seeds, labels):
-                if known.is_done(label, seed):
-                    continue
-                row = tune(
-                    store,
-                    label,
-                    seed,
-                    options.trials,
-                    from_defaults=options.from_defaults,
-                    oracle=not options.without_oracle,
-                    near=options.near,
-                    measured=measured,
-                    made=known.trials(label, seed),
-                    check=known.check,
-                    keep=known.keep,
-                    console=console,
-                )
-                known.add(row)
-                say(console, _line(row))
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    with programs.followed(options) as console, files.sole_writer(options.out.parent, of=options.out.name):
+        seeds = programs.read_seeds(options.seeds)
+        check_seeds(seeds)
+        experiment = config.override(configs.load(options.config), options.settings)
+        methods = experiment.scenarios[0].methods
+        labels = list(filter(grid.label_pattern(options.only, methods).search, methods))
+        for label in labels:
+            settings, space = beginning(methods[label], from_defaults=options.from_defaults, near=options.near)
+            search.check_search(settings, search.searched_space(settings, space), options.trials)
+        store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
+        about = {
+            "config": store.loaded.settings,
+            "data_sha256": store.data_sha256,
+            "trials": options.trials,
+            "from_defaults": options.from_defaults,
+            "without_oracle": options.without_oracle,
+            "near": options.near,
+        }
+        known = _Tunings(options.out, about)
+        measured: dict[int, dict[str, float]] = {}
+        for seed, label in itertools.product(seeds, labels):
+            if known.is_done(label, seed):
+                continue
+            row = tune(
+                store,
+                label,
+                seed,
+                options.trials,
+                from_defaults=options.from_defaults,
+                oracle=not options.without_oracle,
+                near=options.near,
+                measured=measured,
+                made=known.trials(label, seed),
+                check=known.check,
+                keep=known.keep,
+                console=console,
+            )
+            known.add(row)
+            say(console, _line(row))
     return 0
 
 
@@ -202,35 +193,6 @@ def _is_usual(name: str, value: Any) -> bool:
 
 def _is_at(row: Mapping[str, Any], label: str, seed: int) -> bool:
     return (row["method"], row["seed"]) == (label, seed)
-
-
-def start_of(prepared: SeededScenario, original: TrainedNetwork) -> dict[str, str]:
-    """What unlearning begins with: hashes of the original network and of the positions of the forget set."""
-    return {
-        "original": hashing.network_sha256(original.params, original.model_state),
-        "forget_sha256": prepared.forget_summary().sha256,
-    }
-
-
-def check_same_start(rows: Iterable[Mapping[str, Any]], now: Mapping[str, Any], where: str) -> None:
-    """Refuses to put a row beside others of its seed that began with another original or forgot other examples.
-
-    Args:
-      rows: The rows that there are; of an earlier version they do not say it, and are taken.
-      now: The new row, with its `seed` and what `start_of` returns.
-      where: What holds them, for the message.
-
-    Raises:
-      InputError: One is of another start.
-    """
-    words = {"original": "from another original", "forget_sha256": "of another forget set"}
-    for row in rows:
-        for name, which in words.items():
-            if row["seed"] == now["seed"] and row.get(name) not in (None, now[name]):
-                raise InputError(
-                    f"{where} holds results of seed {row['seed']} {which}; go on with the data and the networks of "
-                    "those, or name another place"
-                )
 
 
 def beginning(

@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import configs
-from experiments.run import read_seeds
-from experiments.tuning import check_same_start, start_of
+from experiments import configs, programs
+from experiments.starts import check_same_start, start_of
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, losses, reading, reinit, report, saliency
 from scissorhands_jax.base import (
@@ -61,12 +60,8 @@ from scissorhands_jax.metrics import distances
 from scissorhands_jax.metrics.row import measure_row
 from scissorhands_jax.report import provenance
 from scissorhands_jax.terminal import (
-    LoggedConsole,
     Progress,
     add_follow_options,
-    complain,
-    logged_console,
-    remarks_on,
     say,
 )
 from scissorhands_jax.training.identity import differences, list_differences
@@ -155,6 +150,7 @@ VARIANTS = _variants()
 no ceiling."""
 
 
+@programs.ending("the same command goes on after the last cell")
 def main(arguments: list[str] | None = None) -> int:
     """Runs the variants, writes every cell and the table, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.variants", description=__doc__.partition("\n")[0])
@@ -169,33 +165,25 @@ def main(arguments: list[str] | None = None) -> int:
     add_follow_options(parser)
     options = parser.parse_args(arguments)
     provenance.note_code()
-    console = LoggedConsole()
-    try:
-        console = logged_console(options, options.out)
-        with remarks_on(console), files.sole_writer(options.out):
-            seeds = read_seeds(options.seeds)
-            if options.draws < 1:
-                raise InputError(f"--draws must be at least 1, got {options.draws}")
-            pairs = itertools.product(seeds, range(options.draws))
-            again = {f"'retrained again' of seed {s}, draw {draw}": _seed_again(s, draw) for s, draw in pairs}
-            check_seeds(seeds, again)
-            experiment = config.override(configs.load(options.config), options.settings)
-            labels = ["retrained again", *filter(grid.label_pattern(options.only, VARIANTS).search, VARIANTS)]
-            store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
-            table = _Table(
-                options.out, {"config": store.loaded.settings, "base": BASE, "data_sha256": store.data_sha256}
-            )
-            with progress_bar(console) as progress:
-                for seed in seeds:
-                    cells = Cells(store, seed, progress)
-                    check_same_start(table.rows, {"seed": seed, **cells.start}, str(options.out))
-                    for label, draw in itertools.product(labels, range(options.draws)):
-                        if not table.has(label, seed, draw, functools.partial(cells.way_of, label)):
-                            table.add(cells.measured(label, draw))
-                            say(console, _line(table.rows[-1]))
-    except InputError as error:
-        complain(console, str(error))
-        return 2
+    with programs.followed(options, options.out) as console, files.sole_writer(options.out):
+        seeds = programs.read_seeds(options.seeds)
+        if options.draws < 1:
+            raise InputError(f"--draws must be at least 1, got {options.draws}")
+        pairs = itertools.product(seeds, range(options.draws))
+        again = {f"'retrained again' of seed {s}, draw {draw}": _seed_again(s, draw) for s, draw in pairs}
+        check_seeds(seeds, again)
+        experiment = config.override(configs.load(options.config), options.settings)
+        labels = ["retrained again", *filter(grid.label_pattern(options.only, VARIANTS).search, VARIANTS)]
+        store = TableNetworks(experiment, options.data_dir, options.networks.parent, options.networks)
+        table = _Table(options.out, {"config": store.loaded.settings, "base": BASE, "data_sha256": store.data_sha256})
+        with progress_bar(console) as progress:
+            for seed in seeds:
+                cells = Cells(store, seed, progress)
+                check_same_start(table.rows, {"seed": seed, **cells.start}, str(options.out))
+                for label, draw in itertools.product(labels, range(options.draws)):
+                    if not table.has(label, seed, draw, functools.partial(cells.way_of, label)):
+                        table.add(cells.measured(label, draw))
+                        say(console, _line(table.rows[-1]))
     return 0
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -369,3 +371,67 @@ def test_drawings_of_other_settings_and_code_lie_elsewhere():
         for code in ("a", "b")
     ]
     assert len(set(places)) == len(places)
+
+
+FOLLOWED = ("audit", "real_network", "run", "tuning", "variants")
+"""The programs that keep a log."""
+NEEDED = {
+    "attacks": ("{out}",),
+    "audit": ("--config", "cifar10_audit_small", "--out", "{out}"),
+    "pack_cifar10": ("--data-dir", "data", "--out", "{out}"),
+    "real_network": ("--run", "a=b", "--retrained", "c", "--out", "{out}"),
+    "run": ("--config", "cifar10_small", "--out", "{out}"),
+    "tables": ("{out}",),
+    "tuning": ("--config", "cifar10_small", "--only", "salun", "--out", "{out}", "--networks", "networks"),
+    "variants": ("--config", "cifar10_small", "--out", "{out}", "--networks", "networks"),
+}
+"""What the programs without one file of results are told, and must not reach."""
+REACHED = {
+    "attacks": "scissorhands_jax.reading.read_json",
+    "audit": "experiments.audit.run_audit",
+    "pack_cifar10": "scissorhands_jax.datasets.cifar10",
+    "real_network": "experiments.real_network.compare",
+    "run": "scissorhands_jax.jobs.grid.run_grid",
+    "tables": "scissorhands_jax.report.read_results",
+    "tuning": "experiments.tuning.TableNetworks",
+    "variants": "experiments.variants.TableNetworks",
+}
+
+
+def test_every_program_ends_with_a_sentence():
+    """Each `main` of the folder is decorated; `diffusion_full` decorates what it runs, since it must parse first."""
+    folder = Path(programs.__file__).parent
+    mains = [path for path in sorted(folder.rglob("*.py")) if "\ndef main(" in path.read_text()]
+    assert len(mains) > 20
+    assert [path.name for path in mains if "programs.ending(" not in path.read_text()] == []
+    bare = [
+        path.name for path in mains if not re.search(r"\n@programs\.ending\([^\n]*\)\ndef main\(", path.read_text())
+    ]
+    assert bare == ["diffusion_full.py"]
+
+
+@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (InputError("no such thing; name another"), 2, "error: no such thing; name another"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "error: Permission denied: /x/y"),
+        (KeyboardInterrupt(), 130, "error: stopped; "),
+    ],
+)
+def test_a_stopped_program_says_so_on_one_line_and_in_its_log(
+    name, error, status, sentence, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    program = importlib.import_module(f"experiments.{name}")
+
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(REACHED[name], stop)
+    given = [word.format(out=tmp_path / "out") for word in NEEDED[name]]
+    log = ["--log", str(tmp_path / "log")] if name in FOLLOWED else []
+    assert program.main([*given, *log]) == status
+    assert sentence in error_of(capsys)
+    if log:
+        assert sentence in " ".join((tmp_path / "log").read_text().split())
