@@ -178,7 +178,7 @@ def calibrate(audits: int, **settings: Any) -> dict[str, Any]:
 
 SIZES: dict[str, dict[str, Any]] = {
     "standard": {"audits": 150, "networks": 16, "examples": 50, "alike": 0.3},
-    "standard, three forget sets": {"audits": 40, "networks": 16, "examples": 50, "alike": 0.3, "forget_sets": 3},
+    "standard, three forget sets": {"audits": 150, "networks": 16, "examples": 50, "alike": 0.3, "forget_sets": 3},
     "full": {"audits": 16, "networks": 128, "examples": 20, "alike": 0.3},
     **{
         f"standard, forget sets of {number}": {

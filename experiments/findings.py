@@ -423,14 +423,17 @@ def _forgetting_tests_table() -> str:
 
 def _calibration_table() -> str:
     """How often the intervals of simulated audits hold the number that they are about, and how wide they are."""
-    numbers = _read("calibration.json")["audits"]["standard"]["numbers"]
-    lines = []
+    audits, lines = _read("calibration.json")["audits"], []
     for words, pattern in _INTERVALS.items():
-        found = [value for name, value in numbers.items() if re.fullmatch(pattern, name)]
-        coverage = _range([f"{100 * value['coverage']:.0f}" for value in found])
-        reach = _range([f"{value['reach']:.1f}" if value["reach"] < 10 else f"{value['reach']:.0f}" for value in found])
-        lines.append([words, coverage, reach])
-    return _table(["number", "coverage, %", "half-width, standard deviations"], lines)
+        one, three = (
+            [value for name, value in audits[made]["numbers"].items() if re.fullmatch(pattern, name)]
+            for made in ("standard", "standard, three forget sets")
+        )
+        coverage = [_range([f"{100 * value['coverage']:.0f}" for value in found]) for found in (one, three)]
+        reach = _range([f"{value['reach']:.1f}" if value["reach"] < 10 else f"{value['reach']:.0f}" for value in one])
+        lines.append([words, coverage[0], reach, coverage[1]])
+    header = ["number", "coverage, %", "half-width, standard deviations"]
+    return _table([*header, "three forget sets: coverage, %"], lines)
 
 
 def _few_examples_table() -> str:

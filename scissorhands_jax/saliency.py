@@ -40,8 +40,8 @@ class GradientSum(NamedTuple):
 def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[PyTree]) -> Scores:
     """Computes the connection sensitivity of every weight, `|E[dL/dw] * w|`.
 
-    This is the score of SNIP (Lee et al., 2019) and equation 2 of the Scissorhands paper. Batches are weighted by their
-    sizes, so that the expectation is over examples, whatever the sizes of the batches.
+    This is the score of SNIP (Lee et al., 2019): the absolute value of equation 2 of the Scissorhands paper. Batches
+    are weighted by their sizes, so that the expectation is over examples, whatever the sizes of the batches.
 
     Args:
       loss_fn: `(params, batch) -> mean loss of the batch`, a scalar. A loss with state becomes one by `base.freeze`.

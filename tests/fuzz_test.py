@@ -1,4 +1,4 @@
-"""5,000 damaged or hostile inputs: each ends in one sentence, in bounded time and memory, and does nothing."""
+"""6,000 damaged or hostile inputs: each ends in one sentence, in bounded time and memory, and does nothing."""
 
 import os
 import re

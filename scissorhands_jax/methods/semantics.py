@@ -15,7 +15,8 @@ from scissorhands_jax.methods.settings import Mode
 class Semantics:
     """Every point in which the published code departs from the paper, each with its own switch.
 
-    The defaults are Algorithm 1 of the paper; `SEMANTICS["authors"]` is the published code.
+    The defaults are Algorithm 1 of the paper, but scored on the whole forget set, as equation 2 has it, where line 2
+    draws one batch; `SEMANTICS["authors"]` is the published code.
     """
 
     saliency_train: bool = False

@@ -1,6 +1,6 @@
 """Reads many damaged inputs: `nice python -m tests.fuzz --inputs 100000 --seed 1`.
 
-The tests read 5,000. An input is what the damage of its number and the seed make of a whole one, so that a failure can
+The tests read 6,000. An input is what the damage of its number and the seed make of a whole one, so that a failure can
 be repeated. The table has a line for each reader; it ends with status 1 if an input led to anything but a result or a
 refusal in one sentence, and then names the first such input of each reader.
 """
