@@ -37,7 +37,8 @@ class DemoCommand(OverwriteOptions):
     """Train a small network, make it forget, and show that it did.
 
     A classifier of digits forgets a tenth of its training images, and another one a whole class; this takes one to
-    two minutes on two CPU cores. `scissorhands demo diffusion` has a network that draws digits forget how one of them is drawn.
+    two minutes on two CPU cores. `scissorhands demo diffusion` has a network that draws digits forget how one of them
+    is drawn.
     """
 
     example: ClassVar[str] = "demo --out demo"
