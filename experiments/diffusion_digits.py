@@ -33,7 +33,7 @@ from scissorhands_jax.diffusion.attacks import AttackRate, attack_gate, attack_r
 from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 from scissorhands_jax.diffusion.demo import judging, running
 from scissorhands_jax.diffusion.demo.attacking import DIGITS_ATTACK
-from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
+from scissorhands_jax.diffusion.demo.drawings_figures import drawings_figure
 from scissorhands_jax.diffusion.demo.forgetting import StartPhase, forget_digit
 from scissorhands_jax.diffusion.demo.scene import make_scene, requested_digits
 from scissorhands_jax.diffusion.demo.settings import (

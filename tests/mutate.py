@@ -40,7 +40,7 @@ TESTS = {
     "deletion/recorded_runs.py": ("tests/deletion/contents_test.py", "tests/deletion/running_test.py"),
     "deletion/records.py": ("tests/deletion/records_test.py", "tests/deletion/verifying_test.py"),
     "deletion/tidying.py": ("tests/deletion/contents_test.py", "tests/deletion/running_test.py"),
-    "deletion/trust.py": ("tests/deletion/audits_test.py",),
+    "deletion/trusted_keys.py": ("tests/deletion/audits_test.py",),
     "deletion/verifying.py": ("tests/deletion/verifying_test.py", "tests/deletion/exporting_test.py"),
     "language/aggregates.py": ("tests/language/aggregates_test.py", "tests/language/judging_test.py"),
     "language/truth_ratios.py": ("tests/language/judging_test.py",),

@@ -69,7 +69,7 @@ USERS = {
     "npz without a test set": "datasets/own_test.py::test_without_one_none_is_taken_unless_it_is_asked_for",
     "a forget set larger than the retain set": "methods/methods_test.py::"
     "test_every_forget_example_is_seen_however_large_the_forget_set",
-    "a destroyed network": "jobs/judgement_test.py::test_a_collapse_is_a_warning_unless_it_is_allowed",
+    "a destroyed network": "jobs/run_summaries_test.py::test_a_collapse_is_a_warning_unless_it_is_allowed",
     "a collapse has a status of its own": "task_commands_test.py::runs",
     "Equinox is drawn in its own size": "reinit_test.py::test_every_layer_is_drawn_in_the_size_of_its_frameworks_own",
     "convolution, flatten, linear": "own_networks_test.py::"

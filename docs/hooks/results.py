@@ -17,7 +17,7 @@ from experiments.tofu import page as tofu
 from scissorhands_jax import reading, report
 from scissorhands_jax.audit.scores import SCORES_FILE
 from scissorhands_jax.report import REDRAWN
-from scissorhands_jax.report.trust import gates_grid, gates_note
+from scissorhands_jax.report.gate_texts import gates_grid, gates_note
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "results"

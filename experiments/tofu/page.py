@@ -21,7 +21,7 @@ from scissorhands_jax.language.calibration import LEAST_RETRAINED, calibrated_te
 from scissorhands_jax.language.gates import TOLD, language_gates
 from scissorhands_jax.language.truth_ratios import DEFINITIONS, log_truth_ratios
 from scissorhands_jax.report import Cell, Grid, provenance
-from scissorhands_jax.report.trust import gates_note
+from scissorhands_jax.report.gate_texts import gates_note
 
 Document = dict[str, Any]
 _NAMES = (ORIGINAL, RETRAINED, *STRENGTHS)

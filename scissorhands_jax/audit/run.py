@@ -20,7 +20,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import files, hashing, report
 from scissorhands_jax.audit import ensembles
 from scissorhands_jax.audit.analysis import Measurement, MetricEstimate, klom_bins
-from scissorhands_jax.audit.measuring import TIERS, Audit, AuditCell, AuditTarget
+from scissorhands_jax.audit.networks import TIERS, Audit, AuditCell, AuditTarget
 from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.base import Data, ModelState, Params
 from scissorhands_jax.errors import DivergedError, InputError, check_seed

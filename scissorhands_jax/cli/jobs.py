@@ -148,7 +148,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
                 sizes = sharding.parse_mesh(self.mesh) if self.mesh else ()
                 layout = sharding.make_layout(*sizes, fsdp=self.fsdp)
 
-            from scissorhands_jax.jobs import judgement, unlearning
+            from scissorhands_jax.jobs import run_summaries, unlearning
 
             results = unlearning.unlearn(
                 self.config(),
@@ -163,7 +163,7 @@ class UnlearnCommand(ResumeOptions, JobOptions):
                 max_loss=self.max_loss,
                 console=console,
             )
-        collapsed = judgement.lost_points(results.before, results.after) > self.max_loss
+        collapsed = run_summaries.lost_points(results.before, results.after) > self.max_loss
         return STATUS_COLLAPSED if collapsed else 0
 
     def leave(self, status: int) -> int:

@@ -178,7 +178,7 @@ class ListCommand(LedgerOptions):
         from scissorhands_jax.deletion import lineage
         from scissorhands_jax.deletion.entries import RequestAdded
         from scissorhands_jax.deletion.ledger import Ledger
-        from scissorhands_jax.deletion.trust import trusted_keys
+        from scissorhands_jax.deletion.trusted_keys import trusted_keys
 
         with Ledger(self.ledger, self.keys) as book, book.unchanging():
             trusted = trusted_keys(book)
@@ -357,7 +357,7 @@ class TrustCommand(LedgerOptions):
     key: Annotated[Path, Option("File with the auditor's public key.", flag="key", metavar="PEM")]
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.deletion.trust import trust_key
+        from scissorhands_jax.deletion.trusted_keys import trust_key
 
         say(console, f"audits count that are signed by the key {trust_key(self.ledger, self.key, keys=self.keys)}")
 
@@ -378,7 +378,7 @@ class UntrustCommand(LedgerOptions):
     ]
 
     def run(self, console: Console) -> None:
-        from scissorhands_jax.deletion.trust import untrust_key
+        from scissorhands_jax.deletion.trusted_keys import untrust_key
 
         say(console, f"no audit counts that is signed by the key {untrust_key(self.ledger, self.key, keys=self.keys)}")
 

@@ -44,7 +44,7 @@ from scissorhands_jax.deletion.records import (
     RunFiles,
     Share,
 )
-from scissorhands_jax.deletion.trust import trusted_keys
+from scissorhands_jax.deletion.trusted_keys import trusted_keys
 from scissorhands_jax.deletion.utility import RunUtility
 from scissorhands_jax.deletion.verdicts import Evidence, Scored, Verdict
 from scissorhands_jax.errors import InputError, LedgerError

@@ -54,7 +54,7 @@ from scissorhands_jax.deletion.requests import (
     positions_text,
     remove_ledger_leftovers,
 )
-from scissorhands_jax.deletion.trust import trusted_keys
+from scissorhands_jax.deletion.trusted_keys import trusted_keys
 from scissorhands_jax.errors import InputError, LedgerError, NonFiniteError
 from scissorhands_jax.jobs import runs, unlearning
 from scissorhands_jax.jobs.config import RunConfig

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from scissorhands_jax import files, hashing, reading
-from scissorhands_jax.audit.measuring import TIERS
+from scissorhands_jax.audit.networks import TIERS
 from scissorhands_jax.audit.scores import SCORES_FILE, AuditScores, numbers_document
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.deletion import signing

@@ -12,7 +12,7 @@ import numpy as np
 
 from scissorhands_jax import torch_weights
 from scissorhands_jax.base import Params
-from scissorhands_jax.diffusion import model_sources, networks, strangers
+from scissorhands_jax.diffusion import model_sources, networks, other_networks
 from scissorhands_jax.diffusion.file_layouts import FILE_DTYPES, fit_part
 from scissorhands_jax.diffusion.model_sources import PartSource, Pieces
 from scissorhands_jax.diffusion.networks import PART_TITLES, DiffusionConfig, Part
@@ -107,7 +107,7 @@ def _fitted(
     with model_sources.open_weights(source, ema=wanted) as tensors:
         file = source.files[0]
         held = {name: tensors.shape(name) for name in tensors}
-        other = strangers.describe_other_network(part, config, held, tensors.where)
+        other = other_networks.describe_other_network(part, config, held, tensors.where)
         if other is not None:
             raise WeightsError(f"{file} looks like {other}, not like the {PART_TITLES[part]} of Stable Diffusion v1")
         chosen = torch_weights.is_averaged(tensors.where) or source.averaged is not None

@@ -162,7 +162,7 @@ def _carried_out(
         preparing = time.perf_counter() - started
         examples.drop("text", "vae")
         resumed_at = keeper.latest_step
-        result, steps, ceiling = _repair(job, prepared, data, unanchored, out, keeper, layout, progress)
+        result, steps, ceiling = _run_method(job, prepared, data, unanchored, out, keeper, layout, progress)
     config, dtype = model_folder.read_part_config("unet", job.model)
     schedule = model_folder.read_part_schedule(job.model)
     model_folder.save_part(
@@ -251,7 +251,7 @@ def _warn_of_untrained(settings: ConceptTraining, outline: Params) -> None:
         )
 
 
-def _repair(
+def _run_method(
     job: ConceptJob,
     prepared: _Prepared,
     data: Data,

@@ -18,7 +18,7 @@ from scissorhands_jax import hashing, report, torch_weights
 from scissorhands_jax.base import Dataset, Method, ModelState, Params
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.jobs import judgement, originals, runs
+from scissorhands_jax.jobs import originals, run_summaries, runs
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, parse_run_config, write_past
 from scissorhands_jax.jobs.job import Job, prepare_job
@@ -97,7 +97,7 @@ class RunResults:
     doubts: list[str] = dataclasses.field(default_factory=list)
     """Why the original was perhaps not worth unlearning (`jobs.originals.doubts`)."""
     summary: list[str] = dataclasses.field(default_factory=list)
-    """What the run did, in sentences, of which the first is a warning if it cost too much (`judgement.run_summary`)."""
+    """What the run did, in sentences, the first a warning if it cost too much (`run_summaries.run_summary`)."""
 
     def document(self) -> dict[str, Any]:
         """The results as JSON, without `ceiling` and `layout` where they are None."""
@@ -135,7 +135,7 @@ def unlearn(
     steps_per_call: int | None = None,
     feed_from: feeding.FeedFrom = "auto",
     insist: bool = False,
-    max_loss: float = judgement.MAX_LOSS,
+    max_loss: float = run_summaries.MAX_LOSS,
     advise: bool = True,
     console: Console,
 ) -> RunResults:
@@ -197,9 +197,9 @@ def unlearn(
             feeding_options: dict[str, Any] = {"steps_per_call": steps_per_call, "feed_from": feed_from}
             made = _carried_out(job, method, out, keeper, layout, refuse, console=console, **feeding_options)
         results, result, history = made
-        seen = judgement.seen_by_steps(method, config.seed, job.data, config.method.epochs)
+        seen = run_summaries.seen_by_steps(method, config.seed, job.data, config.method.epochs)
         measured = (results.before, results.after, results.gates)
-        told = judgement.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss)
+        told = run_summaries.run_summary(config, *measured, seen=seen, steps=result.steps, max_loss=max_loss)
         results = dataclasses.replace(results, summary=told if advise else told[:-1])
         _save_result(out, job, result)
         if distributed.is_first():

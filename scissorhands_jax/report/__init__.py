@@ -10,9 +10,10 @@ from etils import epy as _epy
 with _epy.lazy_api_imports(globals()):
     from scissorhands_jax.report.audit_page import audit_answer, evidence_figure, print_audit, write_audit
     from scissorhands_jax.report.audits import METRICS, NULL, evidence_grids, means_note, metric_titles
-    from scissorhands_jax.report.curves import curves_figure, curves_picture
+    from scissorhands_jax.report.curve_figures import curves_figure, curves_picture
     from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
-    from scissorhands_jax.report.forgetting import Answer, ForgottenExample, forgetting_figure
+    from scissorhands_jax.report.forgetting_figures import Answer, ForgottenExample, forgetting_figure
+    from scissorhands_jax.report.gate_texts import audit_verdict, gates_grid, gates_note, gates_summary
     from scissorhands_jax.report.gradcam_figures import gradcam_figure
     from scissorhands_jax.report.page import Page, Section, Sheet, failures_section, write_html
     from scissorhands_jax.report.results import (
@@ -56,7 +57,6 @@ with _epy.lazy_api_imports(globals()):
         print_tables,
         scenario_grid,
     )
-    from scissorhands_jax.report.trust import audit_verdict, gates_grid, gates_note, gates_summary
 
 __all__ = [
     "DASH",

@@ -27,12 +27,12 @@ from scissorhands_jax.report.drawing import (
     panel_layout,
     plot_label,
 )
+from scissorhands_jax.report.gate_texts import audit_verdict
 from scissorhands_jax.report.page import Page, Section, Sheet, failures_section, write_html
 from scissorhands_jax.report.results import environment_of
 from scissorhands_jax.report.row_figures import row_pictures
 from scissorhands_jax.report.rows import REFERENCE, failures_note
 from scissorhands_jax.report.tables import print_grid
-from scissorhands_jax.report.trust import audit_verdict
 from scissorhands_jax.terminal import Console, say
 
 _WHAT = (

@@ -7,9 +7,9 @@ from typing import Any
 
 from scissorhands_jax.metrics import intervals
 from scissorhands_jax.metrics.distances import quality_of
+from scissorhands_jax.report.gate_texts import silent_metrics
 from scissorhands_jax.report.rows import DASH
 from scissorhands_jax.report.tables import Cell, Grid
-from scissorhands_jax.report.trust import silent_metrics
 
 NULL = "retrained against retrained"
 """The label of the comparison of retrained networks with each other, which must find nothing."""

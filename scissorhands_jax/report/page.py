@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from scissorhands_jax import files
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.report.drawing import Picture, figure_png, figure_svg
+from scissorhands_jax.report.gate_texts import gate_lines
 from scissorhands_jax.report.rows import (
     DASH,
     REFERENCE,
@@ -34,7 +35,6 @@ from scissorhands_jax.report.rows import (
     smallest_gap,
 )
 from scissorhands_jax.report.tables import Cell, Grid
-from scissorhands_jax.report.trust import gate_lines
 
 _FOLDED_FROM = 60  # Longer lists of settings are folded.
 

@@ -171,7 +171,7 @@ def test_distances_of_other_examples_are_no_evidence_either_where_their_gate_was
     reported = {one.metric for one in found.estimates()}
     assert {metric for metric in reported if metric.startswith("klom")} == {"klom_held_out", "klom_held_out_halves"}
     run = [gate._asdict() for gate in found.distance_gates(reported)]
-    assert "klom" in report.trust.silent_metrics(run)
+    assert "klom" in report.gate_texts.silent_metrics(run)
     evidence = [one.as_dict() for one in found.estimates()]
     headers = [
         header for _, table in report.evidence_grids({"evidence": evidence, "gates": run}) for header in table.headers

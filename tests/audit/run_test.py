@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments import audit as experiments_audit
 from scissorhands_jax import datasets, report
 from scissorhands_jax.audit import TIERS, run_audit
-from scissorhands_jax.audit.measuring import Audit, AuditTarget
+from scissorhands_jax.audit.networks import Audit, AuditTarget
 from scissorhands_jax.cli import main as cli
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.jobs.experiment import Experiment, Scenario

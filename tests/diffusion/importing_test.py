@@ -20,8 +20,8 @@ from scissorhands_jax.diffusion import (
     model_folder,
     model_sources,
     networks,
+    other_networks,
     part_files,
-    strangers,
     tokenizer,
 )
 from scissorhands_jax.diffusion.networks import PARTS, TINY
@@ -522,19 +522,19 @@ class TestWrongFiles:
 
     def test_a_textual_inversion_of_a_reduced_text_encoder(self):
         shapes = {"emb_params": (3, TINY.text.width)}
-        assert "a textual inversion" in strangers.describe_other_network("text", TINY, shapes)
+        assert "a textual inversion" in other_networks.describe_other_network("text", TINY, shapes)
 
     def test_the_first_textual_inversions_are_recognised(self):
         """Their embeddings are in a `ParameterDict`, which is left aside, so that the id of a token alone is read."""
-        found = strangers.describe_other_network("text", TINY, {"*": ()}, where="string_to_token")
+        found = other_networks.describe_other_network("text", TINY, {"*": ()}, where="string_to_token")
         assert "a textual inversion" in found
 
     def test_stable_diffusion_v1_is_taken_for_itself(self):
         for part in PARTS:
             shapes = torch_weights.state_dict_shapes(networks.outline(part), {})
-            assert strangers.describe_other_network(part, networks.SD_V1, shapes) is None
+            assert other_networks.describe_other_network(part, networks.SD_V1, shapes) is None
             compvis = {file_layouts.compvis_name(part, networks.SD_V1, name): shape for name, shape in shapes.items()}
-            assert strangers.describe_other_network(part, networks.SD_V1, compvis) is None
+            assert other_networks.describe_other_network(part, networks.SD_V1, compvis) is None
 
     def test_half_a_download(self, folder, tmp_path, capsys):
         whole = (folder / FILES["text"]).read_bytes()

@@ -19,7 +19,7 @@ from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import timing
 from experiments.benchmark.settings import Settings
 from scissorhands_jax import masks
-from scissorhands_jax.audit.measuring import Audit
+from scissorhands_jax.audit.networks import Audit
 from scissorhands_jax.jobs import cells, config
 from scissorhands_jax.report import REDRAWN, provenance
 from tests import limits

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from scissorhands_jax import array_files, data, datasets, report, torch_weights
-from scissorhands_jax.audit.measuring import AuditCell
+from scissorhands_jax.audit.networks import AuditCell
 from scissorhands_jax.datasets import archives, forget_sets, own, own_arrays, prepared
 from scissorhands_jax.diffusion import clip_weights, encoded, generating, image_folders, tokenizer
 from scissorhands_jax.errors import InputError

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import datasets, losses, models
-from scissorhands_jax.audit import measuring
+from scissorhands_jax.audit import networks as audit_networks
 from scissorhands_jax.audit import run as audit_run
 from scissorhands_jax.base import lift
 from scissorhands_jax.cli import main as cli
@@ -257,4 +257,6 @@ class TestTablesAndAudits:
     def test_without_held_out_examples_an_audit_is_refused(self, tmp_path):
         experiment = self.experiment("held-out", validation_share=0.0)
         with pytest.raises(InputError, match="and there are none; hold some out"):
-            measuring.Audit(experiment, measuring.TIERS["smoke"], None, seed=0, data_dir=None, networks=tmp_path)
+            audit_networks.Audit(
+                experiment, audit_networks.TIERS["smoke"], None, seed=0, data_dir=None, networks=tmp_path
+            )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from scissorhands_jax import report
-from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
+from scissorhands_jax.diffusion.demo.drawings_figures import drawings_figure
 from scissorhands_jax.diffusion.demo.judging import (
     DigitShare,
     MeanError,

@@ -16,7 +16,7 @@ from scissorhands_jax.language.demo.settings import (
 )
 from scissorhands_jax.language.facts import FACTS_OF_A_PERSON, Fact
 from scissorhands_jax.report import ORIGINAL, Cell, Grid
-from scissorhands_jax.report.trust import gates_note
+from scissorhands_jax.report.gate_texts import gates_note
 from scissorhands_jax.terminal import Console, say
 
 

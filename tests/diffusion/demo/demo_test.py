@@ -20,7 +20,7 @@ from scissorhands_jax.diffusion.concept_methods import CONCEPT_METHODS
 from scissorhands_jax.diffusion.demo import attacking, drawing, forgetting, judging, methods, settings, training
 from scissorhands_jax.diffusion.demo import page as digits_page
 from scissorhands_jax.diffusion.demo import scene as scene_lib
-from scissorhands_jax.diffusion.demo.drawings_figure import drawings_figure
+from scissorhands_jax.diffusion.demo.drawings_figures import drawings_figure
 from scissorhands_jax.diffusion.unet import Noisy, UNetConfig
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics import distances

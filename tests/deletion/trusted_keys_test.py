@@ -2,7 +2,7 @@
 
 from scissorhands_jax.deletion import signing
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.trust import trusted_keys
+from scissorhands_jax.deletion.trusted_keys import trusted_keys
 from tests.deletion.commands import command, error_of
 
 

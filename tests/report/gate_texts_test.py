@@ -3,7 +3,7 @@
 import pytest
 
 from scissorhands_jax import report
-from scissorhands_jax.report import trust
+from scissorhands_jax.report import gate_texts
 
 
 def gate(name, passed, why="why"):
@@ -12,7 +12,7 @@ def gate(name, passed, why="why"):
 
 def test_each_gate_has_a_sign_and_those_that_lack_the_same_share_a_line():
     gates = [gate("a", None, "needs two seeds"), gate("b", True), gate("c", False), gate("d", None, "needs two seeds")]
-    lines = trust.gate_lines(gates)
+    lines = gate_texts.gate_lines(gates)
     assert [(line.name, line.outcome, line.sign) for line in lines] == [
         ("b", "holds", "\N{CHECK MARK}"),
         ("c", "fails", "\N{BALLOT X}"),
@@ -23,7 +23,7 @@ def test_each_gate_has_a_sign_and_those_that_lack_the_same_share_a_line():
 
 def test_gates_that_all_lack_the_same_are_a_sentence_and_no_table():
     gates = [gate("a", None, "needs a retrained network"), gate("b", None, "needs a retrained network")]
-    assert trust.gate_lines(gates) == ()
+    assert gate_texts.gate_lines(gates) == ()
     assert report.gates_note(gates).count("needs a retrained network") == 1
 
 

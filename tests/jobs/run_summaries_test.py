@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from scissorhands_jax.base import Data
-from scissorhands_jax.jobs import judgement
+from scissorhands_jax.jobs import run_summaries
 from scissorhands_jax.jobs.config import RunConfig
 from scissorhands_jax.methods import METHODS
 from tests import tiny
@@ -16,7 +16,7 @@ NO_GATES = [{"passed": None}]
 
 
 def told(config=CONFIG, gates=NO_GATES, seen=50, steps=20, max_loss=10.0, **after):
-    return judgement.run_summary(config, BEFORE, BEFORE | after, gates, seen=seen, steps=steps, max_loss=max_loss)
+    return run_summaries.run_summary(config, BEFORE, BEFORE | after, gates, seen=seen, steps=steps, max_loss=max_loss)
 
 
 def test_a_good_run_is_told_what_is_missing():
@@ -55,10 +55,10 @@ def test_what_was_not_forgotten_or_not_seen_is_said():
 @pytest.mark.parametrize(("forget", "retain"), [(50, 7), (9, 6), (7, 50)])
 def test_steps_see_every_forget_example_however_many_there_are(name, forget, retain):
     method, data = tiny.method(name), Data(tiny.examples(forget, 1), tiny.examples(retain, 2))
-    assert judgement.seen_by_steps(method, 0, data, epochs=1) == forget
+    assert run_summaries.seen_by_steps(method, 0, data, epochs=1) == forget
 
 
 def test_steps_that_see_one_set_alone_are_told_apart():
     data = tiny.data()
-    assert judgement.seen_by_steps(tiny.method("finetune"), 0, data, epochs=2) == 0
-    assert judgement.seen_by_steps(tiny.method("gradient_ascent"), 0, data, epochs=0) == 0
+    assert run_summaries.seen_by_steps(tiny.method("finetune"), 0, data, epochs=2) == 0
+    assert run_summaries.seen_by_steps(tiny.method("gradient_ascent"), 0, data, epochs=0) == 0
