@@ -1,4 +1,4 @@
-"""Commands about diffusion: `scissorhands demo diffusion`, `sd import` and `sd export`, and options of the others."""
+"""`scissorhands sd import` and `sd export`, and the options that the other commands about diffusion share."""
 
 from __future__ import annotations
 
@@ -152,29 +152,6 @@ class ConceptOptions(SamplingOptions, PromptOptions):
         tokenizer = model_folder.load_clip_tokenizer(self.clip, model, self.tokenizer, self.cleaning())
         with status(console, "reading CLIP"):
             return quality.load_clip(self.clip, tokenizer, self.sampling().compute)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionDemoCommand(OverwriteOptions):
-    """Train a network that draws digits, make it forget how one is drawn, and show that it did.
-
-    This takes about three minutes.
-    """
-
-    example: ClassVar[str] = "demo diffusion --out drawings --digit 3"
-
-    out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
-    digit: Annotated[int, Option("The digit that is forgotten.", metavar="D")] = 0
-    seed: Annotated[int, Option("Seed of everything.", metavar="N")] = 0
-    published: Annotated[
-        bool, Option("Also forget with the loss of the published code, which takes half a minute more.")
-    ] = False
-
-    def run(self, console: Console) -> None:
-        from scissorhands_jax.diffusion.demo import running, settings
-
-        chosen = settings.DigitsSettings(digit=self.digit, seed=self.seed)
-        running.run_digits_demo(self.out, chosen, published=self.published, overwrite=self.overwrite, console=console)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The commands about one network: demo, unlearn, plan, tune and evaluate."""
+"""The commands about one network: unlearn, plan, tune and evaluate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from scissorhands_jax.cli.shared import (
     JobOptions,
     LongCommand,
     NetworkOptions,
-    OverwriteOptions,
     ResumeOptions,
     network_changes,
     network_settings,
@@ -30,26 +29,6 @@ STATUS_COLLAPSED = 4
 
 _many = functools.partial(Option, group="many devices, many processes")
 _speed = functools.partial(Option, group="speed, to override the automatic choice")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoCommand(OverwriteOptions):
-    """Train a small network, make it forget, and show that it did.
-
-    A classifier of digits forgets a tenth of its training images, and another one a whole class; this takes one to
-    two minutes on two CPU cores. `scissorhands demo diffusion` has a network that draws digits forget how one of them
-    is drawn.
-    """
-
-    example: ClassVar[str] = "demo --out demo"
-
-    out: Annotated[Path, Option("Folder for results.json and report.html.", metavar="DIR")]
-    seeds: Annotated[int, Option("Number of seeds.", metavar="N", group=RARE)] = 3
-
-    def run(self, console: Console) -> None:
-        from scissorhands_jax.jobs import demo
-
-        demo.run_demo(self.out, num_seeds=self.seeds, overwrite=self.overwrite, console=console)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from scissorhands_jax.cli import (
     audit,
     data,
+    demos,
     diffusion,
     diffusion_attacks,
     diffusion_images,
     diffusion_unlearning,
     doctor,
     jobs,
-    language,
+    language_evaluation,
     language_models,
-    ledger_copies,
-    lineage,
+    request_ledger,
     requests,
 )
 from scissorhands_jax.cli.options import Command, flags_of, paragraphs, parse
@@ -35,9 +35,9 @@ _STATUS_BAD_INPUT = 2
 _STATUS_INTERRUPTED = 130
 
 COMMANDS: dict[str, type[Command]] = {
-    "demo": jobs.DemoCommand,
-    "demo diffusion": diffusion.DiffusionDemoCommand,
-    "demo language": language.LanguageDemoCommand,
+    "demo": demos.DemoCommand,
+    "demo diffusion": demos.DiffusionDemoCommand,
+    "demo language": demos.LanguageDemoCommand,
     "unlearn": jobs.UnlearnCommand,
     "plan": jobs.PlanCommand,
     "tune": jobs.TuneCommand,
@@ -50,12 +50,12 @@ COMMANDS: dict[str, type[Command]] = {
     "request run": requests.ServeCommand,
     "request discard": requests.DiscardCommand,
     "request verify": requests.VerifyCommand,
-    "request export": ledger_copies.ExportLedgerCommand,
-    "request erase": ledger_copies.EraseCommand,
+    "request export": request_ledger.ExportLedgerCommand,
+    "request erase": request_ledger.EraseCommand,
     "request trust": requests.TrustCommand,
     "request untrust": requests.UntrustCommand,
-    "request derive": lineage.DeriveCommand,
-    "request retire": lineage.RetireCommand,
+    "request derive": request_ledger.DeriveCommand,
+    "request retire": request_ledger.RetireCommand,
     "data prepare": data.PrepareCommand,
     "doctor": doctor.DoctorCommand,
     "sd import": diffusion.ImportCommand,
@@ -68,7 +68,7 @@ COMMANDS: dict[str, type[Command]] = {
     "lm unlearn": language_models.LanguageUnlearnCommand,
     "lm plan": language_models.LanguagePlanCommand,
     "lm generate": language_models.LanguageGenerateCommand,
-    "lm evaluate": language.LogsCommand,
+    "lm evaluate": language_evaluation.LanguageEvaluateCommand,
 }
 """The commands by their names, each with its options."""
 GROUPS = {

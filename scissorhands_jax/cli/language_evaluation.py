@@ -1,4 +1,4 @@
-"""The commands about language models: `scissorhands demo language` and `scissorhands lm evaluate`."""
+"""The command that judges what a language model has forgotten: `scissorhands lm evaluate`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,7 @@ _asked = functools.partial(Option, metavar="FILE", group="asking the model of --
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageDemoCommand(OverwriteOptions):
-    """Train a small transformer on facts about made-up people, make it forget some of them, and show that it did.
-
-    No data set is needed. Next to Scissorhands, NPO and gradient difference stand networks that never met these people.
-    """
-
-    example: ClassVar[str] = "demo language --out facts"
-
-    out: Annotated[Path, Option("Folder for report.html, answers.txt, results.json and logs.", metavar="DIR")]
-    seed: Annotated[int, Option("Seed of everything.", metavar="N")] = 0
-
-    def run(self, console: Console) -> None:
-        from scissorhands_jax.language.demo.running import run_language_demo
-        from scissorhands_jax.language.demo.settings import FactsSettings
-
-        run_language_demo(self.out, FactsSettings(seed=self.seed), overwrite=self.overwrite, console=console)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogsCommand(OverwriteOptions):
+class LanguageEvaluateCommand(OverwriteOptions):
     """Compute every aggregate that published evaluation logs of a language model allow, or evaluate a model.
 
     Reads the per-example logs of torch frameworks, TOFU's eval_log_aggregated.json and OpenUnlearning's *_EVAL.json,
