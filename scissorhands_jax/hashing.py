@@ -136,12 +136,19 @@ def positions_sha256(positions: np.ndarray) -> str:
 
 
 def network_sha256(params: PyTree, model_state: PyTree) -> str:
-    """Returns the SHA-256 of the names, types, shapes and numbers of a network's arrays, in hexadecimal."""
+    """Returns the SHA-256 of the names, types, shapes and numbers of a network's arrays, in hexadecimal.
+
+    It is that of `tree_sha256`, which says what counts and what does not.
+    """
     return tree_sha256({"params": params, "model_state": model_state})
 
 
 def tree_sha256(tree: PyTree) -> str:
     """Returns the SHA-256 of the names, types, shapes and numbers of a tree's arrays, in hexadecimal.
+
+    The names are those of `trees.leaf_names`, the keys on the way to an array with slashes between them, and the kinds
+    of containers do not count. So `[x]` and `{"0": x}` have one hash, and so have `{"a/b": x}` and `{"a": {"b": x}}`.
+    Containers without arrays and None add nothing, and a typed PRNG key is the numbers that it consists of.
 
     Args:
       tree: A pytree of arrays, which may include typed PRNG keys. How arrays lie on devices does not count. If arrays
@@ -151,9 +158,22 @@ def tree_sha256(tree: PyTree) -> str:
     digest = hashlib.sha256()
     for name, leaf in zip(trees.leaf_names(tree), jax.tree.leaves(tree), strict=True):
         array = _numbers(leaf)
-        digest.update(stable_json([name, array.dtype.str, list(array.shape)]))
+        digest.update(stable_json([name, type_name(array.dtype), list(array.shape)]))
         digest.update(array.reshape(-1).view(np.uint8).data)  # without a copy
     return digest.hexdigest()
+
+
+def type_name(dtype: np.dtype) -> str:
+    """Returns the name of the type of an array, as hashes hold it: with the order of its bytes, and its own for each.
+
+    It is NumPy's `dtype.str` wherever that names one type. The small types of JAX, such as `float8_e4m3fn` and `int4`,
+    share a `dtype.str` that says only how many bytes they take, and go by their own names.
+
+    >>> [type_name(np.dtype(kind)) for kind in (np.float32, jax.numpy.bfloat16, jax.numpy.int4)]
+    ['<f4', '<V2', 'int4']
+    """
+    # bfloat16 shares its own with no other type, and hashes that exist hold that.
+    return str(dtype) if dtype.kind == "V" and dtype != jax.numpy.bfloat16 else dtype.str
 
 
 def described_array(leaf: jax.Array | np.ndarray) -> str:

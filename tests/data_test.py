@@ -112,6 +112,61 @@ class TestForgetPositions:
         with pytest.raises(InputError, match="there is no class 'name=9'"):
             positions("class:name=9")
 
+    @pytest.mark.parametrize(
+        ("names", "word", "message"),
+        [
+            (
+                ("3", "4", "5", "6", "7"),
+                "03",
+                "03 may be the class named '3', which has label 0, or label 3, the class na",
+            ),
+            (("3", "4", "5", "6", "7"), "0004", "0004 may be the class named '4', which has label 1, or label 4"),
+            (
+                ("03", "04", "05", "06", "07"),
+                "3",
+                "3 may be the class named '03', which has label 0, .*; write name=03 or",
+            ),
+            (("03", "04", "05", "06", "07"), "003", "003 may be the class named '03', which has label 0, or label 3"),
+            (
+                ("1.0", "2.0", "3.0", "4.0", "5.0"),
+                "2",
+                r"2 may be the class named '2\.0', which has label 1, or label 2",
+            ),
+            (("+3", "+4", "a", "b", "c"), "3", r"3 may be the class named '\+3', which has label 0"),
+            (("３", "a", "b", "c", "d"), "3", "3 may be the class named '３', which has label 0"),
+        ],
+    )
+    def test_another_spelling_of_a_number_is_no_way_around_that(self, names, word, message):
+        with pytest.raises(InputError, match=message):
+            forget_sets.forget_positions(f"class:{word}", LABELS, seed=0, class_names=names)
+
+    @pytest.mark.parametrize("names", [(), ("cat", "1", "dog", "x3", "4"), ("00", "01", "02", "03", "04")])
+    def test_leading_zeros_change_no_label(self, names):
+        for word in ("3", "03", "label=3", "label=03"):
+            positions = forget_sets.forget_positions(f"class:{word}", LABELS, seed=0, class_names=names)
+            np.testing.assert_array_equal(positions, np.arange(60, 80))
+
+    @pytest.mark.parametrize(
+        "word", ["３", "٣", "+3", " 3", "3 ", "3.0", "0_3", "1_0", "label=３", "label=+3", "label= 3"]
+    )
+    def test_other_things_that_python_takes_for_a_number_are_no_labels(self, word):
+        with pytest.raises(InputError, match="there is no class "):
+            forget_sets.forget_positions(f"class:{word}", LABELS, seed=0)
+
+    @pytest.mark.parametrize("spec", ["identity:random:٢", "random:٠.٢", "random:0.0_2"])
+    def test_counts_and_shares_are_written_in_plain_digits(self, spec):
+        with pytest.raises(InputError, match=r"cannot draw|the forget share must lie"):
+            forget_sets.forget_positions(spec, LABELS, seed=0)
+
+    @pytest.mark.parametrize("name", ["some.txt", "some.csv"])
+    @pytest.mark.parametrize("word", ["٣", "３", "1_0", "3.0"])
+    def test_positions_are_written_in_plain_digits(self, tmp_path, name, word):
+        (tmp_path / name).write_text(f"2\n{word}\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"line 2 of .* not an integer"):
+            forget_sets.read_positions(tmp_path / name)
+        with pytest.raises(InputError, match=r"line 2 of .* write a position"):
+            forget_sets.read_mislabelled(tmp_path / name)
+
     def test_what_is_forgotten_is_described_by_label_name_and_count(self):
         found = forget_sets.describe_forgotten(np.array([0, 20, 21, 22]), LABELS, ("cat", "1", "dog"))
         assert found == "4 of 100 training examples to forget: 3 of label 1, 1 of label 0 (cat)"

@@ -63,6 +63,41 @@ def test_trees_are_told_apart():
     assert hashing.tree_sha256(turned) == hashing.tree_sha256(turned.copy())
 
 
+SMALL = ("float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2", "float8_e8m0fnu", "int4", "uint4")
+
+
+def test_equal_bytes_of_different_small_types_have_different_hashes():
+    """NumPy calls most of these types `<V1`."""
+    raw = np.arange(8, dtype=np.uint8)
+    arrays = [raw, raw.view(np.int8), *(raw.view(getattr(jnp, kind)) for kind in SMALL)]
+    assert len({hashing.tree_sha256({"kernel": array}) for array in arrays}) == len(arrays)
+    assert len({hashing.network_sha256({"kernel": array}, {}) for array in arrays}) == len(arrays)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spelled"),
+    [("float32", "<f4"), ("float16", "<f2"), ("int8", "|i1"), ("bool", "|b1"), (">f4", ">f4"), (jnp.bfloat16, "<V2")],
+)
+def test_hashes_that_ledgers_and_runs_hold_stay_what_they_are(kind, spelled):
+    array = np.array([[0, 1, 1]]).astype(kind)
+    content = json.dumps(["a/0", spelled, [1, 3]], separators=(",", ":")).encode() + array.tobytes()
+    assert hashing.tree_sha256({"a": [array]}) == hashlib.sha256(content).hexdigest()
+
+
+def test_kinds_of_containers_are_no_part_of_a_hash():
+    x, y = np.zeros(2, np.float32), np.ones(2, np.float32)
+    same = [
+        ({"a/b": x}, {"a": {"b": x}}),
+        ([x, y], {"0": x, "1": y}),
+        ((x, y), [x, y]),
+        ({"a": x, "b": None}, {"a": x, "c": {}}),
+    ]
+    for one, other in same:
+        assert hashing.tree_sha256(one) == hashing.tree_sha256(other)
+    key = jax.random.key(3)
+    assert hashing.tree_sha256(key) == hashing.tree_sha256(jax.random.key_data(key))
+
+
 class TestCanonical:
     """RFC 8785, by the numbers and the orders that it lists itself."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scissorhands_jax import files
-from scissorhands_jax.datasets import archives, compact, own, own_arrays, prepared
+from scissorhands_jax.datasets import archives, compact, numerals, own, own_arrays, prepared
 from scissorhands_jax.datasets.splits import Splits
 from scissorhands_jax.errors import InputError, suggest
 
@@ -43,10 +43,7 @@ def load(name: str, data_dir: str | Path | None = None) -> Splits:
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = float("nan")
+    share = float(text) if numerals.is_numeral(text.strip()) else float("nan")
     if not 0 < share < 1:
         raise InputError(f"the share to hold out is {text[:40]!r}; write a number between 0 and 1, as in ?held_out=0.2")
     return share

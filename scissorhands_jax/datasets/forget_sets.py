@@ -13,6 +13,7 @@ import numpy as np
 
 from scissorhands_jax import array_files, reading
 from scissorhands_jax.data import check_positions, check_trained_on, check_training_set
+from scissorhands_jax.datasets import numerals
 from scissorhands_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
@@ -110,10 +111,7 @@ def random_share(spec: str) -> float | None:
     kind, _, value = spec.partition(":")
     if kind != "random" or not value:
         return None
-    try:
-        share = float(value)
-    except ValueError:
-        share = float("nan")
+    share = float(value) if numerals.is_numeral(value.strip()) else float("nan")
     if not 0 < share < 1:
         raise InputError(f"the forget share must lie strictly between 0 and 1, got {value!r}; write random:0.1 or so")
     return share
@@ -143,32 +141,38 @@ def read_label(word: str, class_names: Sequence[str]) -> int:
       class_names: The names of the labels 0, 1, ...
 
     Raises:
-      InputError: The number is the label of one class and the name of another.
+      InputError: The number is the label of one class and the name of another, in whatever spelling: 7 may be the
+        class named 07.
     """
     form, equals, rest = word.partition("=")
     if equals and form == "name":
         return _label_of(rest, class_names)
-    if equals and form == "label" and re.fullmatch(r"\d{1,9}", rest):
+    if equals and form == "label" and numerals.is_label(rest):
         return int(rest)
-    if not re.fullmatch(r"\d{1,9}", word):
+    if not numerals.is_label(word):
         return _label_of(word, class_names)
-    named = _label_of(word, class_names)
-    if named not in (-1, int(word)):
-        other = f"label {word}"
-        if int(word) < len(class_names):
-            other += f", the class named {class_names[int(word)]!r}"
+    label = int(word)
+    if word in class_names:
+        named = [class_names.index(word)]
+    else:  # The class that is called 07 is also meant by 7, and the one called 7 by 07.
+        named = [place for place, name in enumerate(class_names) if numerals.value_of(name) == label]
+    others = [place for place in named if place != label]
+    if others:
+        name, other = class_names[others[0]], f"label {label}"
+        if label < len(class_names):
+            other += f", the class named {class_names[label]!r}"
         raise InputError(
-            f"{word} may be the class named {word!r}, which has label {named}, or {other}; write name={word} or "
-            f"label={word}"
+            f"{word} may be the class named {name!r}, which has label {others[0]}, or {other}; write name={name} or "
+            f"label={label}"
         )
-    return int(word)
+    return label
 
 
 def _identities(value: str, present: np.ndarray, seed: int, class_names: Sequence[str]) -> np.ndarray | list[int]:
     """Reads labels from names or from a file of names, or draws them."""
     if value.startswith("random:"):
         text = value.removeprefix("random:")
-        if not re.fullmatch(r"\d{1,9}", text) or not 0 < int(text) < len(present):
+        if not numerals.is_label(text) or not 0 < int(text) < len(present):
             raise InputError(f"cannot draw {text!r} of {len(present)} identities; write identity:random:4 or so")
         return np.random.default_rng(seed).choice(present, int(text), replace=False)
     words = value.split(",")
@@ -250,7 +254,7 @@ def read_positions(path: Path, total: int | None = None) -> np.ndarray:
     lines = _table_column(path, _POSITION_COLUMNS) if suffix == ".csv" else _lines(path, "positions")
     positions = []
     for number, text in lines:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text):
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             raise InputError(f"line {number} of {path} is {text[:40]!r}, not an integer; write one position per line")
         positions.append(int(text))
     return np.asarray(positions, np.int64)
@@ -296,7 +300,7 @@ def _table_column(path: Path, names: Sequence[str]) -> list[tuple[int, str]]:
     others = (*_POSITION_COLUMNS, *_LABEL_COLUMNS)
     if len(columns) == 1 and (columns[0].strip().lower() in names or columns[0].strip().lower() not in others):
         (column,) = columns
-        first = [(line, column.strip())] if re.fullmatch(r"[+-]?\d+", column.strip()) else []
+        first = [(line, column.strip())] if re.fullmatch(r"[+-]?[0-9]+", column.strip()) else []
         if column.strip() == "0":
             _logger.warning(
                 "the first line of %s, 0, was read as a position; remove it if it is the heading that pandas gives a "
@@ -350,7 +354,7 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
     for number, text in lines:
         position, *words = text.split(maxsplit=1)
         label = read_label(words[0], class_names) if words else None
-        if not re.fullmatch(r"\d{1,18}", position) or label == -1:
+        if not re.fullmatch(r"[0-9]{1,18}", position) or label == -1:
             raise InputError(
                 f"line {number} of {path} is {text[:40]!r}; write a position, or a position and the right label"
             )

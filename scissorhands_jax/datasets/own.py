@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 
 from scissorhands_jax import reading
 from scissorhands_jax.base import Dataset
-from scissorhands_jax.datasets import own_arrays
+from scissorhands_jax.datasets import numerals, own_arrays
 from scissorhands_jax.datasets.splits import Splits, check_labels, divide, evenly_chosen
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.image_files import DEEP_MODES, in_eight_bits, open_image
@@ -128,7 +127,8 @@ def find_labelled_images(root: Path, *, image_size: int | None = None, held_out:
 
     Classes in folders and their images are sorted by name as torchvision's ImageFolder does it, so that labels are the
     same there and here: folder `10` comes before folder `2`. Folders in the folder of a class are searched too, also
-    linked ones. The images of a list keep the order of its lines, and its labels are sorted by value.
+    linked ones. The images of a list keep the order of its lines. Its labels are sorted by value if all are numbers,
+    such as -1 and 0.5, and else as names with the numbers in them by value: s2 comes before s10.
 
     Args:
       root: The folder.
@@ -138,7 +138,7 @@ def find_labelled_images(root: Path, *, image_size: int | None = None, held_out:
 
     Raises:
       InputError: The folder is missing or has another form, a class has no training images, an image cannot be opened,
-        or one file is for training and for testing.
+        one file is for training and for testing, or two labels of a list spell one number, as 1 and 01 do.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; name the folder that holds the images")
@@ -158,15 +158,17 @@ def find_labelled_images(root: Path, *, image_size: int | None = None, held_out:
             "train": [file for file, chosen in zip(files, is_test, strict=True) if not chosen],
             "test": [file for file, chosen in zip(files, is_test, strict=True) if chosen],
         }
-    key = _natural if listed else str
-    class_names = tuple(sorted({name for _, name in named["train"]}, key=key))
+    if listed:
+        numerals.check_spellings((name for files in named.values() for _, name in files), f"the lists of {root}")
+    found = {name for _, name in named["train"]}
+    class_names = tuple(numerals.by_value(found) if listed else sorted(found))
     for split, files in named.items():
         if not files:
             raise InputError(
                 f"{root} holds no {split} images; it needs CLASS/*.jpg (five or more in a class), "
                 "train/CLASS/*.jpg and test/CLASS/*.jpg, or train.txt and test.txt with lines `path label`"
             )
-    unknown = sorted({name for _, name in named["test"]} - set(class_names), key=_natural)
+    unknown = numerals.by_value({name for _, name in named["test"]} - set(class_names))
     if unknown:
         raise InputError(
             f"{root} has test images but no training images of {len(unknown)} classes, the first is {unknown[0]}; "
@@ -226,12 +228,6 @@ def _listing(path: Path) -> list[tuple[Path, str]]:
             raise InputError(f"line {number} of {path} is {line.strip()[:40]!r}; write `relative/path label`")
         files.append((path.parent / words[0], words[1]))
     return files
-
-
-def _natural(path: Path | str) -> list[tuple[int, int, str]]:
-    """Returns a key that sorts names with the numbers in them by value: s2 before s10."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def _shape(splits: dict[str, list[ImageFile]], image_size: int | None) -> tuple[int, int, int]:

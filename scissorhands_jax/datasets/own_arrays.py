@@ -15,6 +15,7 @@ import numpy as np
 from scissorhands_jax import array_files, reading, tasks
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import Dataset
+from scissorhands_jax.datasets import numerals
 from scissorhands_jax.datasets.splits import Splits, check_labels, evenly_chosen, whole_labels
 from scissorhands_jax.errors import InputError
 
@@ -388,12 +389,13 @@ def _read_csv(path: Path) -> Arrays:
         found["target"] = _column(texts.pop("target"), "target", path, lines)
     if "label" in texts:
         labels = texts.pop("label")
-        if all(re.fullmatch(r"\d{1,9}", text) for text in labels):
+        numerals.check_spellings(labels, str(path))
+        if all(map(numerals.is_label, labels)):
             found["label"] = np.asarray(labels, np.int64)
         elif not all(labels):
             raise InputError(f"line {lines[labels.index('')]} of {path} has no label; give each example one")
-        elif any(map(_is_number, labels)):
-            place = next(place for place, text in enumerate(labels) if not re.fullmatch(r"\d{1,9}", text))
+        elif any(map(numerals.is_numeral, labels)):
+            place = next(place for place, text in enumerate(labels) if not numerals.is_label(text))
             raise InputError(
                 f"line {lines[place]} of {path} has the label {labels[place][:40]!r}, and labels are whole numbers "
                 "from 0 or names that are no numbers; write all of one kind, or call the column target, for a "
@@ -412,16 +414,10 @@ def _read_csv(path: Path) -> Arrays:
     return found
 
 
-def _is_number(text: str) -> bool:
-    # What `float` takes, without its underscores and its digits of other scripts.
-    digits = r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
-    return re.fullmatch(rf"[+-]?({digits}|nan|inf|infinity)", text, re.ASCII | re.IGNORECASE) is not None
-
-
 def _column(texts: Sequence[str], name: str, path: Path, lines: Sequence[int]) -> np.ndarray:
     """A column of numbers, one on each of these lines of the file."""
     for line, text in zip(lines, texts, strict=True):
-        if not _is_number(text):
+        if not numerals.is_numeral(text):
             raise InputError(
                 f"line {line} of {path} has {repr(text[:40]) if text else 'nothing'} in the column {name!r}, which "
                 "holds numbers; encode it as numbers, fill it in, or leave the column out"

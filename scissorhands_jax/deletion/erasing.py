@@ -11,7 +11,8 @@ part of the request with its salt, and whatever else tells which examples it nam
 Afterwards not even the ledger's owner can check a guess by a digest. What stays are the number of the request, when it
 came in, when it was due, how many examples it named, its state, and what the runs measured, with which a complete guess
 agrees or not. The examples themselves stay out of training, because they are no longer among those that the network is
-trained on.
+trained on. Later records count them among what was forgotten before, by the numbers in the records of the runs, and say
+that they could not be compared again, because no list names them (`recorded_runs.forgotten_before`).
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from scissorhands_jax.deletion.entries import (
     utc_now,
 )
 from scissorhands_jax.deletion.ledger import Ledger
+from scissorhands_jax.deletion.recorded_runs import forgotten_before
 from scissorhands_jax.deletion.records import (
     DigestedSet,
     Record,
@@ -135,9 +136,19 @@ def judge_run(book: Ledger, done: Unlearned, auditor: Auditor | None, console: C
         evidence = evidence.with_more(auditor(done.out, done.network))
     measured = _utility(done)
     lost = measured.lost(_lost_before(book))
-    verdict = verdicts.judge(evidence, lost, float(started.budget), exact=done.exact, collapses=measured.collapses())
+    listed = len(done.job.past.forgotten)
+    forgotten = forgotten_before(book, listed)
+    verdict = verdicts.judge(
+        evidence,
+        lost,
+        float(started.budget),
+        exact=done.exact,
+        collapses=measured.collapses(),
+        earlier=forgotten,
+        not_compared=forgotten - listed,
+    )
     left = files_as_left(book, started, done.left, done.out, audit)
-    record = _record(book, done, left, evidence, measured, lost, verdict)
+    record = _record(book, done, left, evidence, measured, lost, verdict, forgotten)
     rows = [{**row, "scenario": f"run {started.run}"} for row in done.results["rows"]]
     record_page.write_record_page(records.record_page_path(book.folder, started.run), record, rows)
     digest = records.write_record(book.folder, record, book.keys)
@@ -184,6 +195,7 @@ def _record(
     measured: RunUtility,
     lost: Mapping[str, float],
     verdict: Verdict,
+    forgotten: int,
 ) -> Record:
     started, job, about = done.started, done.job, book.about
     recorded = book.entries(RunRecorded)
@@ -200,7 +212,7 @@ def _record(
         network=RecordedNetwork(job.config.model, started.network, done.network),
         files=left,
         forget=DigestedSet(len(job.positions), signing.salted_digest(salt, "positions", positions)),
-        forgotten_before=len(job.past.forgotten),
+        forgotten_before=forgotten,
         training_set=DigestedSet(data_lib.size(job.splits.train), about.training_set),
         test_set=DigestedSet(data_lib.size(job.splits.test), about.test_set),
         configuration=configuration,

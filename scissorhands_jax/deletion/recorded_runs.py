@@ -12,7 +12,7 @@ from scissorhands_jax.deletion import records
 from scissorhands_jax.deletion.entries import FORGOTTEN, RESTORE, ErasureBegun, RequestErased, RunDiscarded, RunRecorded
 from scissorhands_jax.deletion.ledger import Ledger
 from scissorhands_jax.deletion.records import Record
-from scissorhands_jax.errors import InputError
+from scissorhands_jax.errors import InputError, LedgerError
 from scissorhands_jax.jobs import runs
 from scissorhands_jax.jobs.earlier_runs import (
     FORGET_FILE,
@@ -96,6 +96,39 @@ def _erase_again(book: Ledger, number: int) -> str:
 
 def _repeat(book: Ledger, number: int) -> str:
     return f"repeat `scissorhands request erase --ledger {book.folder} {number}`"
+
+
+def served_was_erased(book: Ledger) -> bool:
+    """Says whether a request that had been served was erased, after which lists do not name all that was forgotten."""
+    return any(not entry.withdrawn for entry in book.entries(RequestErased))
+
+
+def forgotten_before(book: Ledger, listed: int) -> int:
+    """Returns how many examples the network in use has forgotten, those that erased requests named included.
+
+    Each run that has forgotten made the network forget examples that it still knew, so the numbers in the records add
+    up, beginning with what had been forgotten before the first run.
+
+    Args:
+      book: The ledger.
+      listed: The number of them that lists name, which is the answer unless a served request was erased.
+
+    Raises:
+      LedgerError: A record that is needed is missing, was changed, or is not the one that the ledger has.
+    """
+    if not served_was_erased(book):
+        return listed
+    entries = book.entries(RunRecorded)
+    found = [_record_of(book, entry) for entry in entries if entry.verdict == FORGOTTEN]
+    return _record_of(book, entries[0]).forgotten_before + sum(record.forget.count for record in found)
+
+
+def _record_of(book: Ledger, entry: RunRecorded) -> Record:
+    path = records.record_path(book.folder, entry.run)
+    record, digest = records.read_record(path, book.public)
+    if digest != entry.record:
+        raise LedgerError(f"{path} is not the record that the ledger has for run {entry.run}; {RESTORE}")
+    return record
 
 
 def check_run_in_use(book: Ledger, *, network: bool = True) -> None:

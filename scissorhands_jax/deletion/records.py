@@ -218,7 +218,9 @@ class Record:
     files: RunFiles
     forget: DigestedSet
     forgotten_before: int
-    """The number of examples that earlier runs have made the network forget."""
+    """The number of examples that the network had forgotten before the run, those that erased requests named included.
+
+    If some of them could not be compared for that reason, the verdict says how many (`Verdict.not_compared`)."""
     training_set: DigestedSet
     test_set: DigestedSet
     configuration: dict[str, Any]

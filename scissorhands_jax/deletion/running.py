@@ -30,7 +30,6 @@ from scissorhands_jax.deletion.entries import (
     OPEN,
     RETRAIN,
     Request,
-    RequestErased,
     RequestsCovered,
     RunStarted,
     RunUnlearned,
@@ -46,7 +45,14 @@ from scissorhands_jax.deletion.judging import (
     salt_of,
 )
 from scissorhands_jax.deletion.ledger import Ledger
-from scissorhands_jax.deletion.recorded_runs import check_erasures, check_past, network_in_use, run_in_use
+from scissorhands_jax.deletion.recorded_runs import (
+    check_erasures,
+    check_past,
+    forgotten_before,
+    network_in_use,
+    run_in_use,
+    served_was_erased,
+)
 from scissorhands_jax.deletion.requests import (
     Subject,
     check_content,
@@ -185,7 +191,7 @@ def _start(
     auditor: Auditor | None,
 ) -> RunStarted:
     """Checks everything that a run needs, and records its start in the history."""
-    if asks_for_held_out(config.method) and any(not entry.withdrawn for entry in book.entries(RequestErased)):
+    if asks_for_held_out(config.method) and served_was_erased(book):
         raise InputError(
             "the ceiling 'held-out' is measured on examples that the network never saw, and since a served request was "
             "erased no list says which these are; give method.ceiling=uniform or method.ceiling=NUMBER"
@@ -193,6 +199,7 @@ def _start(
     check_content(book, config, asked)
     job = prepare_job(config)
     check_past(book, job.past)
+    forgotten_before(book, len(job.past.forgotten))  # The record will need it, after hours perhaps.
     network = hashing.network_sha256(job.params, job.model_state)
     if network != network_in_use(book):
         place = config.weights or config.checkpoint

@@ -25,7 +25,7 @@ import numpy as np
 from scissorhands_jax import files, reading
 from scissorhands_jax.base import Dataset
 from scissorhands_jax.errors import InputError, LedgerError
-from scissorhands_jax.hashing import canonical
+from scissorhands_jax.hashing import canonical, type_name
 
 SECRET_FILE = "secret"
 SIGNING_FILE = "signing"
@@ -262,7 +262,7 @@ def example_digests(keys: LedgerKeys, dataset: Dataset) -> list[str]:
     """
     names = sorted(dataset)
     arrays = [np.asarray(dataset[name]) for name in names]
-    head = canonical([[name, a.dtype.str, list(a.shape[1:])] for name, a in zip(names, arrays, strict=True)])
+    head = canonical([[name, type_name(a.dtype), list(a.shape[1:])] for name, a in zip(names, arrays, strict=True)])
     rows = zip(*arrays, strict=True)
     return [
         keys.digest("example", head + b"".join(np.ascontiguousarray(part).tobytes() for part in row)) for row in rows

@@ -12,12 +12,16 @@ The comparison errs in two cases. Examples that differ from the test set in more
 even in a network that never saw them. And some traces show only in a comparison with networks that were trained without
 the examples. An audit against retrained networks detects both. If the run's procedure was audited (`audits`), the
 audit's findings and gates count as well.
+
+What earlier runs made the network forget is compared too, but for what requests named that were erased since: no list
+names it any more. That decides nothing, and the verdict says of how many examples nothing was measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,6 +39,10 @@ UTILITY_BUDGET = 1.0
 HELD_OUT_GATE = "held-out against held-out"
 """The name of the gate that compares one half of the test set with the other."""
 
+_NOT_COMPARED = (
+    "of the {} examples that earlier runs have made the network forget, {} could not be compared, because requests "
+    "that named them were erased"
+)
 _SOURCE = "held-out comparison"
 # The level of the gate that compares two halves of the test set. It is high because a run is wasted if it fails by
 # chance.
@@ -67,10 +75,19 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The answer to requests, `FORGOTTEN` or `RETRAIN`, and the reasons for it."""
+    """The answer to requests, `FORGOTTEN` or `RETRAIN`, and the reasons for it with what they do not cover."""
 
     answer: str
     reasons: tuple[str, ...]
+
+    @property
+    def not_compared(self) -> tuple[int, int] | None:
+        """How many examples earlier runs made the network forget, and of how many of them the verdict says that they
+        could not be compared. None if it says that of none."""
+        pattern = re.compile(re.escape(_NOT_COMPARED).replace(r"\{\}", "([0-9]{1,18})"))
+        for found in filter(None, map(pattern.fullmatch, self.reasons)):
+            return int(found[1]), int(found[2])
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +111,7 @@ def held_out_comparison(
       held_before: The test set, of all classes, with the logits of the network before the run.
       held_after: The test set, of all classes, with the logits of the network after the run.
       earlier: The examples that earlier runs made the network forget, with the logits of the network after this run,
-        which must not know them again. None if there were no earlier runs.
+        which must not know them again; without those that only erased requests named. None if there are none.
       level: The chance that all findings together hold in a network that never saw the examples.
     """
     for part in (after, *([] if earlier is None else [earlier])):
@@ -123,7 +140,14 @@ def held_out_comparison(
 
 
 def judge(
-    evidence: Evidence, lost: Mapping[str, float], budget: float, *, exact: bool, collapses: Sequence[str] = ()
+    evidence: Evidence,
+    lost: Mapping[str, float],
+    budget: float,
+    *,
+    exact: bool,
+    collapses: Sequence[str] = (),
+    earlier: int = 0,
+    not_compared: int = 0,
 ) -> Verdict:
     """Decides between `FORGOTTEN` and `RETRAIN`, and gives every reason for it.
 
@@ -137,7 +161,11 @@ def judge(
       exact: Whether the network was trained from scratch without the examples. That is proof enough, so the evidence
         is shown but does not count. What was lost counts all the same.
       collapses: Further reasons against the network after the run, as `utility.RunUtility.collapses` gives them.
+      earlier: The number of examples that earlier runs made the network forget.
+      not_compared: The number of those among them that no list names any more, because a request was erased. The
+        verdict says so. It does not count against this run, which can do nothing about it.
     """
+    limits = (_NOT_COMPARED.format(earlier, not_compared),) if not_compared else ()
     against = list(collapses)
     if not lost or not all(map(math.isfinite, (budget, *lost.values()))):
         against.append(f"the utility is not known: lost are {dict(lost)} of {budget} points")
@@ -149,14 +177,14 @@ def judge(
     if not exact:
         against += _reasons_against(evidence)
     if against:
-        return Verdict(RETRAIN, tuple(against))
+        return Verdict(RETRAIN, (*against, *limits))
     spent = ", ".join(f"{max(points, 0):.2f} of {name}" for name, points in lost.items())
     reasons = [f"within the utility budget of {budget:.2f} points: {spent}"]
     if exact:
         reasons.append("the network was trained from scratch without the examples")
     else:
         reasons.append("no measurement distinguishes the examples from ones that it never saw")
-    return Verdict(FORGOTTEN, tuple(reasons))
+    return Verdict(FORGOTTEN, (*reasons, *limits))
 
 
 def _reasons_against(evidence: Evidence) -> list[str]:

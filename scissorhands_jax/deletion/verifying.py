@@ -13,7 +13,16 @@ from scissorhands_jax import datasets, files, hashing, reading, torch_weights
 from scissorhands_jax.datasets import forget_sets
 from scissorhands_jax.deletion import contents, lineage, records, signing, statements
 from scissorhands_jax.deletion.contents import Contents
-from scissorhands_jax.deletion.entries import CHAIN_START, RESTORE, RunDiscarded, RunFailed, RunRecorded, RunStarted
+from scissorhands_jax.deletion.entries import (
+    CHAIN_START,
+    FORGOTTEN,
+    RESTORE,
+    RequestErased,
+    RunDiscarded,
+    RunFailed,
+    RunRecorded,
+    RunStarted,
+)
 from scissorhands_jax.deletion.ledger import DATABASE_FILE, KEYS_FOLDER, Ledger
 from scissorhands_jax.deletion.recorded_runs import (
     changed,
@@ -42,7 +51,12 @@ from scissorhands_jax.deletion.tidying import (
 )
 from scissorhands_jax.errors import CheckpointError, InputError, LedgerError, WeightsError
 from scissorhands_jax.jobs.config import NetworkConfig
-from scissorhands_jax.jobs.earlier_runs import NETWORK_FOLDER, WEIGHTS_FILE, network_folder
+from scissorhands_jax.jobs.earlier_runs import (
+    FORGOTTEN_BEFORE_FILE,
+    NETWORK_FOLDER,
+    WEIGHTS_FILE,
+    network_folder,
+)
 from scissorhands_jax.jobs.evaluating import evaluate_network
 from scissorhands_jax.jobs.loading import read_network
 from scissorhands_jax.terminal import Console, say
@@ -213,13 +227,15 @@ def _record_problems(book: Ledger, hashes: Mapping[int, str], console: Console) 
         _note(console, erasing)
     found = []
     previous = CHAIN_START
+    forgotten = _forgotten_at_first(book)
+    with_erased = _judged_after_an_erasure(book)
     for number, expected in hashes.items():
         path = records.record_path(folder, number)
         try:
             record, digest = records.read_record(path, public)
         except LedgerError as error:
             found.append(str(error))
-            previous = expected
+            previous, forgotten = expected, None
             continue
         if digest != expected:
             found.append(f"{path} is not the record that the ledger has for run {number}; {RESTORE}")
@@ -229,9 +245,92 @@ def _record_problems(book: Ledger, hashes: Mapping[int, str], console: Console) 
             found += _page_problems(records.record_page_path(folder, number), record)
             found += statements.envelope_problems(statements.envelope_path(folder, number), record, digest, public)
             only = record.files.network if erasing else None
-            found += file_problems(book, record, only) or ([] if erasing else identity_problems(book, record))
+            wrong = file_problems(book, record, only) or ([] if erasing else identity_problems(book, record))
+            found += wrong
+            if forgotten is None and previous == CHAIN_START:
+                forgotten = record.forgotten_before
+            if forgotten is not None:
+                after = number in with_erased
+                found += _number_problems(path, record, forgotten, console, after_erasure=after)
+            if not (wrong or erasing):
+                found += _list_number_problems(book, record, path)
+        if digest != expected:
+            forgotten = None
+        elif forgotten is not None and record.verdict.answer == FORGOTTEN:
+            forgotten += record.forget.count
         previous = expected
     return found
+
+
+def _forgotten_at_first(book: Ledger) -> int | None:
+    """Returns how many examples the first network had forgotten, as the list in the ledger's folder says it.
+
+    None if that list cannot be verified. The number in the first record then stands for it.
+    """
+    file = past_files(book.folder)["forgotten_before"]
+    if book.secrets is None or _list_problems(book, file, book.about.forgotten_before):
+        return None
+    return len(forget_sets.read_positions(file))
+
+
+def _judged_after_an_erasure(book: Ledger) -> set[int]:
+    """Returns the runs that were recorded after a request that had been served was erased."""
+    found: set[int] = set()
+    erased = False
+    for event in book.history():
+        entry = event.entry
+        erased = erased or (isinstance(entry, RequestErased) and not entry.withdrawn)
+        if erased and isinstance(entry, RunRecorded):
+            found.add(entry.run)
+    return found
+
+
+def _number_problems(path: Path, record: Record, forgotten: int, console: Console, *, after_erasure: bool) -> list[str]:
+    """Compares what a record says was forgotten before its run with what follows from the records before it.
+
+    Args:
+      path: The file of the record.
+      record: The record.
+      forgotten: The number of examples that follows.
+      console: Where to note a number that an earlier version has signed, which did not count what was erased.
+      after_erasure: Whether a served request had been erased.
+    """
+    limit = record.verdict.not_compared
+    if limit is None and after_erasure and record.forgotten_before < forgotten:
+        _note(
+            console,
+            f"{path} was written by an earlier version, which did not count what erased requests had named: it says "
+            f"that {record.forgotten_before} examples were forgotten before, and {forgotten} were, of which "
+            f"{forgotten - record.forgotten_before} were not compared",
+        )
+        return []
+    said = {record.forgotten_before, *([] if limit is None else [limit[0]])}
+    if said == {forgotten} and (limit is None or (after_erasure and limit[1] <= forgotten)):
+        return []
+    return [
+        f"{path} says that {' or '.join(map(str, sorted(said)))} examples were forgotten before, "
+        + ("" if limit is None else f"{limit[1]} of them not compared, ")
+        + f"and by the records before it and the history {forgotten} were; put no trust in that record"
+    ]
+
+
+def _list_number_problems(book: Ledger, record: Record, path: Path) -> list[str]:
+    """Compares how many examples a record says were compared with the list of its run, if no erasure has changed it."""
+    file = records.run_folder(book.folder, record.number) / FORGOTTEN_BEFORE_FILE
+    is_signed = FORGOTTEN_BEFORE_FILE in expected_files(book, record).other and book.run_salt(record.number) is not None
+    if not is_signed or files_left(book, record.number) is not None:
+        return []
+    try:
+        listed = len(forget_sets.read_positions(file))
+    except InputError:  # An erasure has begun meanwhile.
+        return [missing(file)]
+    _, lacking = record.verdict.not_compared or (0, 0)
+    if record.forgotten_before - lacking == listed:
+        return []
+    return [
+        f"{path} says that {record.forgotten_before} examples were forgotten before and that {lacking} of them were "
+        f"not compared, and the list of its run names {listed}; put no trust in that record"
+    ]
 
 
 def _page_problems(path: Path, record: Record) -> list[str]:

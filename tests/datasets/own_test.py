@@ -1,5 +1,7 @@
 """Data sets of one's own: arrays in a file, and folders of images."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -550,3 +552,89 @@ def test_classes_may_be_called_like_what_python_takes_for_a_number(tmp_path):
     rows = "".join(f"{name},{number}\n" for number, name in enumerate(["1_0", "2_0"] * 4))
     (tmp_path / "own.csv").write_text(f"label,x\n{rows}")
     assert datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out=0.5").class_names == ("1_0", "2_0")
+
+
+def listed(folder, labels, splits=("train", "test")):
+    """Writes lists of images with these labels, in the order in which they are given."""
+    for split in splits:
+        names = [f"{split}{number}.png" for number in range(len(labels))]
+        for number, name in enumerate(names):
+            save_image(folder / name, pixels(number, 2, 2))
+        lines = [f"{name} {label}\n" for name, label in zip(names, labels, strict=True)]
+        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["1", "-1"], ("-1", "1")),
+        (["1", "0", "-2", "-10"], ("-10", "-2", "0", "1")),
+        (["0.5", "0.25", "1"], ("0.25", "0.5", "1")),
+        (["+2", "-.5", "1."], ("-.5", "1.", "+2")),
+        (["10", "9", "0"], ("0", "9", "10")),
+        (["s10", "s-2", "s2", "s-1"], ("s2", "s10", "s-1", "s-2")),
+        (["-1", "-2", "cat"], ("-1", "-2", "cat")),
+        (["1e-3", "1e-2"], ("1e-2", "1e-3")),
+        (["1_0", "2", "10"], ("1_0", "2", "10")),
+    ],
+)
+def test_labels_of_a_list_are_in_the_order_of_their_values(tmp_path, labels, names):
+    listed(tmp_path, labels)
+    splits = datasets.load(f"folder:{tmp_path}")
+    assert splits.class_names == names
+    assert [names[label] for label in splits.train["label"]] == labels
+    assert own.find_labelled_images(tmp_path, image_size=4).class_names == names, "as `data prepare faces` reads it"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("01", "1"), ("0", "00"), ("+7", "7"), ("7", "7.0"), ("7", "７"), ("7", "٧"), ("-0", "0"), ("-1", "-1.0")],
+)
+@pytest.mark.parametrize("more", [["2", "3"], ["cat", "2"]])
+def test_two_spellings_of_one_number_are_refused_in_a_list_and_in_a_table(tmp_path, one, other, more):
+    labels = [one, other, *more]
+    first, second = sorted((one, other))
+    message = re.escape(f"the labels {first!r} and {second!r} in ") + ".* are two spellings of one number; write each"
+    listed(tmp_path, labels)
+    with pytest.raises(InputError, match=message):
+        datasets.load(f"folder:{tmp_path}")
+    rows = "".join(f"{label},{number}\n" for number, label in enumerate(labels * 2))
+    (tmp_path / "own.csv").write_text(f"label,x\n{rows}", encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out=0.5")
+
+
+def test_two_spellings_of_one_number_are_refused_between_the_lists_too(tmp_path):
+    listed(tmp_path, ["0", "1"])
+    (tmp_path / "test.txt").write_text("test0.png 00\ntest1.png 01\n")
+    with pytest.raises(InputError, match="the labels '0' and '00' in the lists of"):
+        datasets.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("labels", [["٣", "1", "0"], ["３", "x", "0"]])
+def test_digits_of_other_scripts_are_no_labels_of_a_table(tmp_path, labels):
+    rows = "".join(f"{label},{number}\n" for number, label in enumerate(labels * 2))
+    (tmp_path / "own.csv").write_text(f"label,x\n{rows}", encoding="utf-8")
+    with pytest.raises(InputError, match="labels are whole numbers from 0 or names that are no numbers"):
+        datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out=0.5")
+
+
+def test_one_spelling_with_leading_zeros_is_read_as_before(tmp_path):
+    (tmp_path / "own.csv").write_text("label,x\n" + "00,1\n01,2\n" * 2)
+    splits = datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out=0.5")
+    assert (splits.class_names, splits.train["label"].tolist()) == (("0", "1"), [0, 1, 0, 1])
+    listed(tmp_path, ["01", "00"])
+    assert datasets.load(f"folder:{tmp_path}").class_names == ("00", "01")
+
+
+def test_folders_of_classes_are_those_of_imagefolder_whatever_they_are_called(tmp_path):
+    for split in ("train", "test"):
+        for name in ("1", "01", "-1"):
+            save_image(tmp_path / split / name / "a.png", pixels(0, 2, 2))
+    assert datasets.load(f"folder:{tmp_path}").class_names == ("-1", "01", "1")
+
+
+@pytest.mark.parametrize("share", ["0.2_5", "٠.٢", "half"])
+def test_a_share_to_hold_out_is_written_in_plain_digits(tmp_path, share):
+    with pytest.raises(InputError, match="the share to hold out is "):
+        datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out={share}")

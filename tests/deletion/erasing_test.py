@@ -1,5 +1,6 @@
 """What identifies a requester is erased from every file, and the chain, the records and later runs stay whole."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import deletion, files, hashing
-from scissorhands_jax.deletion import erasing, records, signing, tidying
+from scissorhands_jax.deletion import erasing, judging, records, signing, statements, tidying, verdicts
 from scissorhands_jax.deletion.database import Database
 from scissorhands_jax.deletion.entries import NamedExample, RequestErased, RequestsCovered, RunFailed
 from scissorhands_jax.deletion.ledger import Ledger
@@ -151,6 +152,122 @@ def test_what_was_forgotten_stays_forgotten(spoiled, capsys):
     listed_people = capsys.readouterr().out
     assert "Quaint" not in listed_people
     assert "(erased)" in listed_people
+
+
+def record_of(folder, run):
+    return records.read_record(records.record_path(folder, run), signing.read_keys(folder / "keys").public)[0]
+
+
+LIMIT = (
+    "of the {} examples that earlier runs have made the network forget, {} could not be compared, because requests "
+    "that named them were erased"
+)
+
+
+def test_records_count_what_erased_requests_named_and_say_that_it_was_not_compared(spoiled, tmp_path, capsys):
+    """Runs 1, 2 and 3 forgot 2, 2 and 1 examples."""
+    assert [record_of(spoiled, run).forgotten_before for run in (1, 2, 3)] == [0, 2, 4]
+    assert not any("compared" in reason for run in (1, 2, 3) for reason in record_of(spoiled, run).verdict.reasons)
+    for erased, run, position, count, not_compared in ((2, 4, 170, 5, 2), (1, 5, 171, 6, 4), (4, 6, 172, 7, 5)):
+        deletion.erase(spoiled, erased)
+        ask(spoiled.parent, "Another Person", position)
+        serve(spoiled)
+        record = record_of(spoiled, run)
+        assert (record.forgotten_before, record.verdict.not_compared) == (count, (count, not_compared))
+        assert record.verdict.reasons[-1] == LIMIT.format(count, not_compared)
+        assert f"{not_compared} could not be compared" in records.record_page_path(spoiled, run).read_text()
+    assert statements.statement(record, "")["predicate"]["forgottenBefore"] == 7
+    assert verified(spoiled, capsys=capsys) == []
+    assert command("export", "--ledger", spoiled, "--out", tmp_path / "copy") == 0
+    assert verified(tmp_path / "copy", "--quick", capsys=capsys) == []
+
+
+def test_what_is_still_listed_is_compared_after_an_erasure(spoiled, monkeypatch):
+    """The comparison with what was forgotten before goes on without the erased examples."""
+    deletion.erase(spoiled, 2)
+    ask(spoiled.parent, "Fourth Person", 170)
+    compared = []
+    with forking.good_evidence():
+        good = verdicts.held_out_comparison
+    monkeypatch.setattr(forking, "good_evidence", contextlib.nullcontext)
+    monkeypatch.setattr(verdicts, "held_out_comparison", lambda *given: compared.append(given[4]) or good(*given))
+    serve(spoiled)
+    (earlier,) = compared
+    assert len(earlier.labels) == 3, "of runs 1 and 3"
+
+
+def test_a_withdrawn_request_leaves_everything_to_be_compared(spoiled, capsys):
+    ask(spoiled.parent, "Fourth Person", 170)
+    deletion.erase(spoiled, 4)
+    ask(spoiled.parent, "Fifth Person", 171)
+    serve(spoiled)
+    record = record_of(spoiled, 4)
+    assert (record.forgotten_before, record.verdict.not_compared) == (5, None)
+    assert verified(spoiled, "--quick", capsys=capsys) == []
+
+
+def test_records_that_are_needed_to_count_are_missed_before_a_run_begins(spoiled):
+    deletion.erase(spoiled, 2)
+    ask(spoiled.parent, "Fourth Person", 170)
+    path = records.record_path(spoiled, 2)
+    whole = path.read_bytes()
+    for change, words in (
+        (path.unlink, r"000002\.json is missing"),
+        (lambda: shutil.copy(records.record_path(spoiled, 1), path), r"000002\.json is not the record that the ledger"),
+    ):
+        change()
+        with pytest.raises(InputError, match=words):
+            serve(spoiled)
+    assert not records.run_folder(spoiled, 4).exists()
+    path.write_bytes(whole)
+    serve(spoiled)
+    assert record_of(spoiled, 4).forgotten_before == 5
+
+
+def test_a_false_number_of_what_was_forgotten_before_is_found_although_it_was_signed(spoiled, monkeypatch, capsys):
+    monkeypatch.setattr(judging, "forgotten_before", lambda book, listed: listed - 2)
+    ask(spoiled.parent, "Fourth Person", 170)
+    serve(spoiled)
+    found = verified(spoiled, "--quick", capsys=capsys)
+    assert len(found) == 2, found
+    assert "000004.json says that 3 examples were forgotten before, and by the records before it" in found[0]
+    assert "the list of its run names 5; put no trust in that record" in found[1]
+    copy = spoiled.parent / "copy"
+    assert command("export", "--ledger", spoiled, "--out", copy) == 0
+    (line,) = verified(copy, "--quick", capsys=capsys)
+    assert "000004.json says that 3 examples were forgotten before, and by the records before it" in line
+    assert line.endswith("5 were; put no trust in that record")
+
+
+def test_a_false_number_of_what_was_not_compared_is_found_although_it_was_signed(spoiled, monkeypatch, capsys):
+    deletion.erase(spoiled, 2)
+    judge = verdicts.judge
+    monkeypatch.setattr(verdicts, "judge", lambda *given, **named: judge(*given, **named | {"not_compared": 1}))
+    ask(spoiled.parent, "Fourth Person", 170)
+    serve(spoiled)
+    (line,) = verified(spoiled, "--quick", capsys=capsys)
+    assert "000004.json says that 5 examples were forgotten before and that 1 of them were not compared, and" in line
+    assert "the list of its run names 3; put no trust in that record" in line
+
+
+def test_a_record_of_an_earlier_version_that_did_not_count_them_is_noted_and_is_no_change(
+    spoiled, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("COLUMNS", "1000")
+    deletion.erase(spoiled, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "forgotten_before", lambda book, listed: listed)
+        ask(spoiled.parent, "Fourth Person", 170)
+        serve(spoiled)
+    ask(spoiled.parent, "Fifth Person", 171)
+    serve(spoiled)
+    assert [record_of(spoiled, run).forgotten_before for run in (4, 5)] == [3, 6], "what comes after it is right"
+    assert command("export", "--ledger", spoiled, "--out", tmp_path / "copy") == 0
+    for folder in (spoiled, tmp_path / "copy"):
+        capsys.readouterr()
+        assert command("verify", "--ledger", folder, "--quick") == 0
+        (note,) = [line for line in capsys.readouterr().err.splitlines() if "000004.json" in line]
+        assert "it says that 3 examples were forgotten before, and 5 were, of which 2 were not compared" in note
 
 
 def test_what_was_erased_does_not_count_as_never_seen(spoiled):

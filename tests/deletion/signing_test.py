@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -27,6 +28,14 @@ def test_digests_tell_nobody_without_the_secret(served):
     assert signing.example_digests(keys, again) == own
     for change in ({"image": dataset["image"].astype(np.float64)}, {"image": dataset["image"].reshape(2, 2, 8, 1)}):
         assert not set(signing.example_digests(keys, dataset | change)) & set(own)
+
+
+def test_equal_bytes_of_other_types_are_other_examples(served):
+    keys = signing.read_keys(served / "keys")
+    raw = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    kinds = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.int4, ml_dtypes.uint4)
+    arrays = [raw, *(raw.view(kind) for kind in kinds)]
+    assert len({tuple(signing.example_digests(keys, {"features": array})) for array in arrays}) == len(arrays)
 
 
 def test_private_keys_are_shown_to_nobody(folder, tmp_path, monkeypatch):

@@ -175,3 +175,16 @@ class TestErrors:
         assert not verdicts._null(scored).passed
         scored.logits[np.flatnonzero(first), held[first]] -= 0.8
         assert verdicts._null(scored).passed
+
+
+def test_what_could_not_be_compared_is_said_with_either_answer_and_decides_nothing():
+    words = (
+        "of the 5 examples that earlier runs have made the network forget, 2 could not be compared, because requests "
+        "that named them were erased"
+    )
+    for lost, exact, expected in ((0.0, False, "forgotten"), (0.0, True, "forgotten"), (9.0, False, "retrain now")):
+        limited, whole = (
+            verdicts.judge(GOOD, {"test": lost}, 1.0, exact=exact, earlier=5, not_compared=count) for count in (2, 0)
+        )
+        assert (limited.answer, limited.reasons) == (expected, (*whole.reasons, words))
+        assert (limited.not_compared, whole.not_compared) == ((5, 2), None)
