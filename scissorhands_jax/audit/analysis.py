@@ -206,17 +206,30 @@ class Analysis:
         return found
 
     def _population(self, label: str, number: int) -> dict[str, Influence]:
-        """Attacks single networks without references: margins must separate the forget set from held-out examples."""
-        own, labels = self.watched.forget_sets[number].columns, self.watched.labels
-        alike = self.watched.held_out[np.isin(labels[self.watched.held_out], np.unique(labels[own]))]
+        """Attacks single networks without references: margins must separate the forget set from held-out examples.
+
+        They are compared within classes, because some classes are easier than others in every network.
+        """
+        own, held_out = self.watched.forget_sets[number].columns, self.watched.held_out
         scores = self._by_pair(label, number)
-        if not scores or not len(alike):
+        if not scores:
             return {}
-        attack = Attack(*(np.stack([row[columns] for row in scores.values()]) for columns in (own, alike)))
-        found = two_way.attack_influences(
-            attack, own, alike, pairs=np.array(list(scores)), over_networks=len(scores) > 2, rates=()
+        attack = Attack(*(np.stack([row[columns] for row in scores.values()]) for columns in (own, held_out)))
+        pairs, labels = np.array(list(scores)), self.watched.labels
+        found = two_way.stratified_area(attack, own, held_out, labels, pairs=pairs, over_networks=len(scores) > 2)
+        return {} if found is None else {"population_auc": found}
+
+    def _not_compared(self) -> str:
+        """Says of how many forget examples the population attack says nothing, as the rest of a sentence."""
+        labels, sets = self.watched.labels, self.watched.forget_sets
+        held_out = labels[self.watched.held_out]
+        outside = sum(int((~two_way.comparable(labels[one.columns], held_out)).sum()) for one in sets)
+        if not outside:
+            return ""
+        total = sum(len(one.columns) for one in sets)
+        return (
+            f"; {outside} of {total} forget examples have fewer than two held-out ones of their class and are left out"
         )
-        return {"population_auc": found["auc"]}
 
     def _reference_attacks(self, label: str, number: int) -> dict[str, Influence]:
         """Attacks single networks by LiRA and RMIA, with the other networks of the ensemble as references."""
@@ -372,6 +385,8 @@ class Analysis:
                 mean = self._found[2].get((label, metric))
                 found = None if mean is None else mean.estimate(GATE_LEVEL, (0, 1))
                 gate = of_attack(name, metric, label == ORIGINAL, found, lacking=self._lacking(metric, label))
+                if attack == "population" and gate.passed is not None:
+                    gate = gate._replace(explanation=gate.explanation + self._not_compared())
                 gates.append(gate._replace(reported=metric in reported))
         return gates
 
@@ -379,7 +394,7 @@ class Analysis:
         """Says why a metric of a gate could be measured on no forget set."""
         sets, kind = self.watched.forget_sets, metric.partition("_")[0]
         if kind == "population":
-            return "takes held-out examples of the classes of the forget set"
+            return "takes two held-out examples or more of a class of the forget set"
         if kind == "rmia" and not self.watched.of_margins:
             return "takes the margins of a classifier"
         if kind in ("lira", "rmia") and all(one.of_classes for one in sets):

@@ -38,7 +38,7 @@ NO_SCORES = "it diverged there, or they were left out"
 """Why a method in a signed document has no scores on a network: the document does not tell one from the other."""
 
 _PURPOSE = "audit"
-_FORMAT = 2  # which changes with the statistics too: by others, other numbers follow from the same scores
+_FORMAT = 3  # which changes with the statistics too: by others, other numbers follow from the same scores
 _RESULTS = ("config", "data", "ensemble")  # what a document takes over from results.json
 _STATISTICS = "the statistics of this version"
 _TOLERANCE = 1e-6  # relative; another machine may round differently

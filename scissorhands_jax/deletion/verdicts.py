@@ -6,7 +6,8 @@ right. If they could just as well be a random part of the test set, at the given
 the network's outputs. That alone means little: a handful of examples cannot be distinguished whatever was done, and
 neither can the examples of a network that never memorised them. Therefore there is a gate: the same comparison must
 catch the network from before the run. If it does not, the answer is not "forgotten" but "retrain now". A second gate
-compares one half of the test set with the other, and must find no difference.
+compares one half of the test set with the other, and must find no difference. Of an example whose class has no held-out
+example nothing is known, so a third gate fails if there is any, however few they are.
 
 The comparison errs in two cases. Examples that differ from the test set in more than their classes can be distinguished
 even in a network that never saw them. And some traces show only in a comparison with networks that were trained without
@@ -35,6 +36,9 @@ EVIDENCE_LEVEL = 0.95
 
 UTILITY_BUDGET = 1.0
 """The default number of percentage points of accuracy that all runs together may cost."""
+
+COUNTERPARTS_GATE = "held-out examples are there"
+"""The name of the gate that fails if an example has no held-out example of its class to be compared with."""
 
 HELD_OUT_GATE = "held-out against held-out"
 """The name of the gate that compares one half of the test set with the other."""
@@ -113,12 +117,15 @@ def held_out_comparison(
       earlier: The examples that earlier runs made the network forget, with the logits of the network after this run,
         which must not know them again; without those that only erased requests named. None if there are none.
       level: The chance that all findings together hold in a network that never saw the examples.
+
+    Returns:
+      The findings and the gates. The gate `COUNTERPARTS_GATE` is there, and fails, if some of the examples could not be
+      compared. If none of the forget set, or none of those forgotten before, could be, it is all there is.
     """
-    for part in (after, *([] if earlier is None else [earlier])):
-        if not np.isin(part.labels, held_after.labels).any():
-            why = "the test set has no example of their classes, so there is nothing to compare them with"
-            return Evidence(_SOURCE, (), (EvidenceGate("held-out examples are there", False, why),))
     parts = [("forget set", after)] + ([] if earlier is None else [("forgotten before", earlier)])
+    lacking = _without_counterparts([part for _, part in parts], held_after)
+    if not all(np.isin(part.labels, held_after.labels).any() for _, part in parts):
+        return Evidence(_SOURCE, (), lacking)
     each = 1 - (1 - level) / (len(parts) * len(_SCORES))
     findings = tuple(
         _compared(part, held_after, score, each)._replace(name=f"{score} of the {what}")
@@ -128,15 +135,29 @@ def held_out_comparison(
     first = 1 - (1 - level) / len(_SCORES)
     originals = {score: _compared(before, held_before, score, first) for score in _SCORES}
     caught = [score for score, finding in originals.items() if finding.value > finding.high]
+    compared = len(before.labels) - rank_tests.without_counterpart(before.labels, held_before.labels)
     why = (
         f"its {' and '.join(caught)} distinguishes its training examples from others"
         if caught
-        else f"the {len(before.labels)} examples are too few, or it never memorised them, so nothing follows from the "
-        "comparison"
+        else f"the {compared} examples are too few, or it never memorised them, so nothing follows from the comparison"
     )
-    return Evidence(
-        _SOURCE, findings, (EvidenceGate("the network before is caught", bool(caught), why), _null(held_after))
-    )
+    if caught and compared < len(before.labels):
+        why += f"; this is about the {compared} of {len(before.labels)} that could be compared"
+    gates = (*lacking, EvidenceGate("the network before is caught", bool(caught), why), _null(held_after))
+    return Evidence(_SOURCE, findings, gates)
+
+
+def _without_counterparts(parts: Sequence[Scored], held: Scored) -> tuple[EvidenceGate, ...]:
+    """Makes the gate that fails if some of the examples to forget, or forgotten before, cannot be compared."""
+    counts = [
+        f"{lacking} of the {len(part.labels)} examples {what}"
+        for part, what in zip(parts, ("to forget", "forgotten before"), strict=False)
+        if (lacking := rank_tests.without_counterpart(part.labels, held.labels))
+    ]
+    if not counts:
+        return ()
+    why = f"{' and '.join(counts)} could not be compared, because the test set has no example of their classes"
+    return (EvidenceGate(COUNTERPARTS_GATE, False, why),)
 
 
 def judge(

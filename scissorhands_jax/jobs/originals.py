@@ -154,7 +154,7 @@ def nothing_to_forget(
     1/2 by a test that finds a difference by chance in one case of twenty; and it is below 0.55 with an error of one in
     a thousand, so that a forget set that is known that well is taken for an unknown one in at most one case of a
     thousand. A set that is too small to tell is taken for a known one. So are examples with wrong labels, which unseen
-    examples have no counterpart of.
+    examples have no counterpart of, and every set with an example of a class that no unseen example has.
 
     Args:
       forget: The specification of the forget set.
@@ -173,7 +173,7 @@ def nothing_to_forget(
             f"the original gets {numbers['correct_forget']} of the {total} examples to forget right, fewer than by "
             "guessing, so there is nothing to forget"
         )
-    if not compared:
+    if not compared or compared["held_out_uncompared"]:
         return None
     auc, reach = compared["held_out_auc"], compared["held_out_high"] - 0.5
     error = reach / stats.norm.ppf((1 + _GATE_LEVEL) / 2)

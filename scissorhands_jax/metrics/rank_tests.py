@@ -31,6 +31,18 @@ class Finding(NamedTuple):
         return self.low <= self.value <= self.high
 
 
+def without_counterpart(labels: np.ndarray, held_labels: np.ndarray) -> int:
+    """Counts the examples that `rank_test` leaves out: those of classes without a held-out example.
+
+    Nothing that the test finds is about them, so whoever shows its outcome must say how many they are.
+
+    Args:
+      labels: The classes of the examples. shape=(N,)
+      held_labels: The classes of held-out examples. shape=(M,)
+    """
+    return int(np.count_nonzero(~np.isin(labels, held_labels)))
+
+
 def rank_test(
     scores: np.ndarray,
     labels: np.ndarray,
@@ -51,7 +63,7 @@ def rank_test(
     If the examples were a random part of their classes, A would have the mean 1/2 and the variance
     sum_c (n_c / n)^2 (N_c + 1 - sum_t (t^3 - t) / (N_c (N_c - 1))) / (12 n_c m_c), with N_c = n_c + m_c, and t the
     sizes of the groups of equal scores. The range is that of the normal distribution around 1/2. Classes without
-    held-out examples are left out.
+    held-out examples are left out, of n as well (`without_counterpart` counts their examples).
 
     Args:
       scores: The scores of the examples. shape=(N,)

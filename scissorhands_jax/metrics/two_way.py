@@ -20,6 +20,9 @@ were examples like the others, with the weight of `PRIOR_FREEDOM` degrees of fre
 both kinds (U-LiRA), few of them may be ordered alike in all networks by chance, so the variance is at least that which
 Hanley and McNeil give for as many independent scores, at an area that is drawn a little towards 0.5.
 
+An attack that does not know how hard an example is would find a difference in classes where it should find one in
+memory: then positives are compared with negatives of their class only (`stratified_area`).
+
 The number that an interval is about is the mean of T over ensembles and forget sets of this size. KLoM and the
 forgetting score are biased with few networks, so this is not their value for infinitely many. Coverage at the sizes of
 audits is simulated in `tests/metrics/two_way_test.py`, and at more of them by `experiments.calibration`.
@@ -47,7 +50,10 @@ from scissorhands_jax.metrics.ensemble_attacks import FALSE_POSITIVE_RATES, Atta
 from scissorhands_jax.metrics.intervals import UNBOUNDED, Estimate, check_level, from_error
 
 _NEGATIVES = -1
-"""The kind of examples that an attack has among its negatives; the number of any other is that of an example."""
+"""The kind of examples that an attack has among its negatives, or a smaller number for each class of them; the number
+of any other kind is that of an example."""
+LEAST_NEGATIVES = 2
+"""How many negatives a class needs to be compared with: of one alone no variance can be seen."""
 PRIOR_FREEDOM = 4.0
 """How many forget examples the variance of the other examples counts for. With two to four the intervals of a single
 attacked network have their level at every number of forget examples (`tests/metrics/two_way_test.py`)."""
@@ -302,6 +308,88 @@ def attack_influences(
     return influences
 
 
+def stratified_area(
+    attack: Attack,
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    labels: np.ndarray,
+    *,
+    pairs: np.ndarray | None = None,
+    over_networks: bool = True,
+) -> Influence | None:
+    """Finds the AUC within classes: the chance that a positive has a larger score than a negative of its class.
+
+    It is the mean over positives, so classes count by their share of these, as in `rank_tests.rank_test`. The variance
+    over negatives is drawn, too, towards that which they would have if they were like positives. Positives of
+    classes with fewer than `LEAST_NEGATIVES` negatives are left out (`comparable` says which are not).
+
+    Args:
+      attack: The scores; each row is an attacked network. What is without a pair is not used.
+      positives: The column of the example of each positive score. shape=(n,)
+      negatives: The same for negative scores. shape=(m,)
+      labels: The class of each column. shape=(columns,)
+      pairs, over_networks: As for `attack_influences`.
+
+    Returns:
+      The AUC, with the number of positives that were compared as `counted`; None if there are none.
+
+    Raises:
+      InputError: There are fewer than three pairs although the error includes that of networks.
+    """
+    inside = comparable(labels[positives], labels[negatives])
+    parts, weights = [], []
+    for label in np.unique(labels[positives[inside]]):
+        own, others = labels[positives] == label, labels[negatives] == label
+        found = attack_influences(
+            Attack(attack.positives[:, own], attack.negatives[:, others]),
+            positives[own],
+            negatives[others],
+            pairs=pairs,
+            over_networks=over_networks,
+            rates=(),
+        )["auc"]
+        # Each class has a variance of its own, over few examples perhaps, and so degrees of freedom of its own. All
+        # forget sets of an audit number its classes alike.
+        kind = _NEGATIVES - int(np.searchsorted(np.unique(labels), label))
+        found = _drawn_to_positives(found, attack.positives[:, own])
+        parts.append(found._replace(kinds=np.where(found.kinds == _NEGATIVES, kind, found.kinds)))
+        weights.append(np.count_nonzero(own) / np.count_nonzero(inside))
+    if not parts:
+        return None
+    return _combine(parts, weights)._replace(counted=int(np.count_nonzero(inside)))
+
+
+def _drawn_to_positives(found: Influence, positives: np.ndarray) -> Influence:
+    """Draws the variance over negatives towards that of the places of positives among positives.
+
+    `attack_influences` does the same the other way round. A class may have two negatives, which are alike by chance.
+    """
+    count, places = positives.shape[1], np.flatnonzero(found.kinds == _NEGATIVES)
+    prior = min(PRIOR_FREEDOM, count - 1.0)
+    if prior <= 0:
+        return found
+    of_examples, free, own = found.of_examples.copy(), found.freedom_of_examples.copy(), len(places) - 1.0
+    usual = _variance_of_means(stats.rankdata(positives, axis=1) / count) / len(places)
+    alone = float(np.square(of_examples[places]).sum())
+    _set_variance(of_examples, places, (prior * usual + own * alone) / (prior + own))
+    free[places] = (own + prior) / len(places)
+    return found._replace(of_examples=of_examples, freedom_of_examples=free)
+
+
+def comparable(labels: np.ndarray, negative_labels: np.ndarray) -> np.ndarray:
+    """Says which positives have enough negatives of their class for `stratified_area`.
+
+    Args:
+      labels: The classes of positives. shape=(n,)
+      negative_labels: The classes of negatives. shape=(m,)
+
+    Returns:
+      Whether each positive is compared. shape=(n,), dtype=bool
+    """
+    classes, counts = np.unique(negative_labels, return_counts=True)
+    return np.isin(labels, classes[counts >= LEAST_NEGATIVES])
+
+
 def _variance_of_means(numbers: np.ndarray) -> float:
     """The variance over examples of the means over all networks, of numbers that some networks have for an example.
 
@@ -461,7 +549,7 @@ def _combine(parts: Sequence[Influence], weights: Sequence[float]) -> Influence:
     of_pairs, of_examples = np.zeros(len(pairs)), np.zeros(len(examples))
     of_both = np.zeros((len(pairs), len(examples)))
     free, free_of_examples = np.zeros(len(pairs)), np.zeros(len(examples))
-    kinds = np.full(len(examples), _NEGATIVES)
+    kinds = np.full(len(examples), min(part.kinds.min(initial=_NEGATIVES) for part in parts))
     for part, weight in zip(parts, weights, strict=True):
         rows, columns = np.searchsorted(pairs, part.pairs), np.searchsorted(examples, part.examples)
         of_pairs[rows] += weight * part.of_pairs

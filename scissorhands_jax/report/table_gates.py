@@ -14,10 +14,9 @@ import numpy as np
 
 from scissorhands_jax import report
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics import ensemble_attacks, seed_tests
+from scissorhands_jax.metrics import ensemble_attacks, rank_tests, seed_tests
 from scissorhands_jax.metrics.distances import average_gap, quality_of
 from scissorhands_jax.metrics.intervals import Estimate
-from scissorhands_jax.metrics.rank_tests import rank_test
 from scissorhands_jax.report.gates import CAUGHT, FARTHER, SILENT, Gate
 from scissorhands_jax.report.rows import ORIGINAL, REDRAWN, Row
 
@@ -49,9 +48,10 @@ def held_out_numbers(
       held_groups: The groups of held-out examples. shape=(M,)
 
     Returns:
-      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its group; and
+      `held_out_auc`, the chance that the network is surer of a forget example than of a held-out one of its group;
       `held_out_low` and `held_out_high`, between which it lies in 99 % of cases if the network saw neither (see
-      `rank_test`). The dict is empty if no held-out example is in any of the groups.
+      `rank_test`); and `held_out_uncompared`, the number of forget examples in groups without a held-out example, of
+      which these numbers say nothing. The dict is empty if no held-out example is in any of the groups.
     """
     own, other = ensemble_attacks.margins(logits, labels), ensemble_attacks.margins(held, held_labels)
     return held_out_ranks(own, groups, other, held_groups)
@@ -69,10 +69,15 @@ def held_out_ranks(
       held_groups: As for `held_out_numbers`. shape=(M,)
     """
     try:
-        found = rank_test(scores, groups, held, held_groups, level=_RANK_LEVEL)
+        found = rank_tests.rank_test(scores, groups, held, held_groups, level=_RANK_LEVEL)
     except InputError:
         return {}
-    return {"held_out_auc": found.value, "held_out_low": found.low, "held_out_high": found.high}
+    return {
+        "held_out_auc": found.value,
+        "held_out_low": found.low,
+        "held_out_high": found.high,
+        "held_out_uncompared": rank_tests.without_counterpart(groups, held_groups),
+    }
 
 
 def of_rows(rows: Sequence[Row]) -> list[Gate]:
@@ -90,7 +95,9 @@ def of_rows(rows: Sequence[Row]) -> list[Gate]:
       of cases.
 
     A gate is not run, either, if it could not hold or could not fail: where chance alone can give every share from 0 to
-    100 %, because there are so few examples.
+    100 %, because there are so few examples. Forget examples without held-out ones of their class are not in the rank
+    test, and both of its gates say how many they are. `SILENT` is then not run unless it fails for the others, and
+    `CAUGHT` is not if the test finds nothing and there is no accuracy, which is of all examples, of two seeds or more.
 
     Args:
       rows: Rows of results (see `report.rows`). A gate for which they lack numbers is not run and says what is missing.
@@ -127,7 +134,7 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
     """Checks that the original knows the forget set better than a network that never saw it."""
     quality = quality_of(original[0])
     more, less, parts, metric, estimate = False, False, [], f"{quality['name']}_forget", None
-    ranks, accuracy = _ranks(original), _accuracy(original, retrained, redrawn)
+    ranks, accuracy, outside = _ranks(original), _accuracy(original, retrained, redrawn), _outside(original)
     # The accuracy of one seed finds so little that to find nothing would say nothing.
     if accuracy is not None and ranks is None and accuracy.estimate.networks == 1:
         accuracy = None
@@ -140,6 +147,7 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
         parts.append(
             f"it is surer of a forget example than of a held-out one in {100 * ranks.value:.1f} % of pairs; had it "
             f"seen neither, [{100 * ranks.low:.1f}, {100 * ranks.high:.1f}] ({_found_from(known, 100, ' %')})"
+            + (f"; {outside}" if outside else "")
         )
     if accuracy is not None and not blind_accuracy:
         found, points = accuracy.estimate, " points" if quality["unit"] == "%" else ""
@@ -162,6 +170,8 @@ def _caught(original: Sequence[Row], retrained: Sequence[Row], redrawn: Sequence
         why = "needs two seeds, or a comparison of the original with held-out examples"
         return Gate(CAUGHT, None, why, metric)
     caught = more and not less
+    if outside and not more and (accuracy is None or accuracy.estimate.networks == 1):
+        return Gate(CAUGHT, None, f"it is not known whether it knows them better: {'; '.join(parts)}", metric)
     why = "; ".join(parts) + _mia(original, retrained)
     why += ": it knows them better" if caught else ": nothing shows that it knows them better"
     return Gate(
@@ -254,6 +264,20 @@ def _ranks(rows: Sequence[Row]) -> Estimate | None:
     return Estimate(value, low, high, _RANK_LEVEL, len(shown), 0)
 
 
+def _outside(rows: Sequence[Row]) -> str:
+    """Says how many forget examples are not in the comparison with held-out examples; nothing if all are in it.
+
+    Results from before they were counted do not tell, and are taken to have compared all.
+    """
+    row = max(rows, key=lambda row: row.get("held_out_uncompared") or 0)
+    count = row.get("held_out_uncompared") or 0
+    if not count:
+        return ""
+    examples = "forget example has" if count == 1 else "forget examples have"
+    of = f" of {row['num_forget']}" if row.get("num_forget") else ""
+    return f"{count}{of} {examples} no held-out one of the same class, so nothing was compared with them"
+
+
 def _silent(retrained: Sequence[Row]) -> Gate:
     """Checks that retrained networks treat the forget set like held-out examples."""
     ranks = _ranks(retrained)
@@ -262,7 +286,14 @@ def _silent(retrained: Sequence[Row]) -> Gate:
         return Gate(SILENT, None, why, "held_out_auc")
     if ranks.high >= 1:
         return Gate(SILENT, None, _too_few(retrained), "held_out_auc")
-    passed = ranks.low <= ranks.value <= ranks.high
+    passed, outside = ranks.low <= ranks.value <= ranks.high, _outside(retrained)
+    if passed and outside:
+        why = (
+            "of some examples nothing is known: retrained networks are surer of a forget example than of a held-out "
+            f"one in {100 * ranks.value:.1f} % of pairs, within [{100 * ranks.low:.1f}, {100 * ranks.high:.1f}], but "
+            f"{outside}"
+        )
+        return Gate(SILENT, None, why, "held_out_auc")
     shift = seed_tests.shift_found(ranks.low, ranks.high, _RANK_LEVEL)
     leak = 50 + 100 * shift
     leaks = (
@@ -272,6 +303,7 @@ def _silent(retrained: Sequence[Row]) -> Gate:
         f"they are surer of a forget example than of a held-out one in {100 * ranks.value:.1f} % of pairs, must lie in "
         f"[{100 * ranks.low:.1f}, {100 * ranks.high:.1f}]: "
         + ("it does" if passed else "they saw the forget set after all, or it differs from what it is compared with")
+        + (f"; {outside}" if outside else "")
         + f" (a sound table fails in 1 % of cases at most; {leaks})"
     )
     return Gate(SILENT, passed, why, "held_out_auc", ranks)

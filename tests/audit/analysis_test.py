@@ -128,11 +128,52 @@ class TestAnalysis:
         assert [gate.passed for gate in found.attack_gates({"population_auc"})][2:] == [None] * 6
 
 
+class TestMixesOfClasses:
+    """Class 1 is easier than class 0 in every network, and nine in ten forget examples are of it."""
+
+    @staticmethod
+    def sound(seed, *, memory=0.0, third=0):
+        """An audit of which `third` forget examples are of a class that no held-out example has."""
+        generator = np.random.default_rng(seed)
+        watched, measurements = made_up({"m": 0.0})
+        labels = np.arange(len(watched.labels)) % 2
+        (own,) = watched.forget_sets
+        labels[own.columns] = np.arange(len(own.columns)) >= 4
+        labels[own.columns[:third]] = 2
+        shown = []
+        for one in measurements:
+            margins = 2.0 * labels + generator.normal(size=len(labels))
+            margins[own.columns] += memory * (one.label == "original")
+            shown.append(dataclasses.replace(one, margins=margins))
+        return Analysis(dataclasses.replace(watched, labels=labels), shown)
+
+    def gates(self, **settings):
+        found = self.sound(**settings).attack_gates({"population_auc"})
+        return [gate for gate in found if gate.metric == "population_auc"]
+
+    @pytest.mark.parametrize("third", [0, 4])
+    def test_they_are_no_memory(self, third):
+        runs = [self.gates(seed=seed, third=third) for seed in range(20)]
+        assert sum(silent.passed is False for silent, _ in runs) <= 2
+        assert sum(caught.passed for _, caught in runs) <= 1
+        silent, caught = self.gates(seed=0, third=third, memory=2.0)
+        assert caught.passed
+        said = "4 of 40 forget examples have fewer than two held-out ones of their class and are left out"
+        for gate in (silent, caught):
+            assert (said in gate.explanation) == bool(third)
+            assert gate.estimate.examples == 40 - third
+
+    def test_where_no_class_can_be_compared_the_attack_is_not_run(self):
+        audit = self.sound(0, third=40)
+        assert "population_auc" not in {one.metric for one in audit.estimates()}
+        assert [gate.passed for gate in self.gates(seed=0, third=40)] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("changes", "metric", "why"),
     [
         ({}, "u_lira_auc", "takes 6 networks, and there are 4"),
-        ({"networks": 16}, "population_auc", "takes held-out examples of the classes of the forget set"),
+        ({"networks": 16}, "population_auc", "takes two held-out examples or more of a class of the forget set"),
         ({"networks": 16, "of_classes": True}, "lira_auc", "says nothing where whole classes are forgotten"),
         ({"networks": 16, "of_margins": False}, "rmia_auc", "takes the margins of a classifier"),
         ({"networks": 16, "forget": 9}, "klom_forget_halves", "takes 40 forget examples, and there are 9"),

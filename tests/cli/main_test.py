@@ -78,6 +78,7 @@ def test_a_run_leaves_network_weights_results_and_report(weights, tmp_path, caps
         "held_out_auc",
         "held_out_low",
         "held_out_high",
+        "held_out_uncompared",
     ]  # of the original, for the gates of a retrained network
     for row, further in zip(results["rows"], (compared, []), strict=True):
         assert list(row) == [*fields, *further]

@@ -82,6 +82,57 @@ def test_classes_that_are_not_tested_give_no_evidence():
     assert "no example of their classes" in " ".join(answer(evidence).reasons)
 
 
+class TestExamplesWithoutCounterparts:
+    """Of 20 examples of class 2 the test set has no example, and the network knows them as well as before."""
+
+    def evidence(self, *, own, earlier=None, caught=4):
+        held = labels(300, 2)
+        before, after = logits(own, caught, 0), logits(own, 1, 1)
+        after.logits[own == 2] = before.logits[own == 2]
+        parts = [before, after, logits(held, 1, 2), logits(held, 1, 3)]
+        return verdicts.held_out_comparison(*parts, None if earlier is None else logits(earlier, 1, 4), 0.95)
+
+    def test_they_are_not_called_forgotten(self):
+        evidence = self.evidence(own=np.repeat([0, 1, 2], [150, 150, 20]))
+        assert all(finding.holds for finding in evidence.findings)
+        verdict = answer(evidence)
+        assert verdict.answer == "retrain now"
+        assert verdict.reasons == (
+            "the evidence cannot be trusted: 20 of the 320 examples to forget could not be compared, because the test "
+            "set has no example of their classes",
+        )
+
+    def test_a_single_one_is_enough(self):
+        whole = labels(300, 2)
+        assert answer(self.evidence(own=whole)).answer == "forgotten"
+        assert "1 of the 301 examples to forget" in answer(self.evidence(own=np.append(whole, 2))).reasons[0]
+
+    def test_neither_are_those_that_were_forgotten_before(self):
+        """Nor if nothing else was forgotten before."""
+        for earlier in (np.append(labels(60, 2), [2, 2]), np.full(2, 2)):
+            verdict = answer(self.evidence(own=labels(300, 2), earlier=earlier))
+            assert verdict.answer == "retrain now"
+            said = " ".join(verdict.reasons)
+            assert f"2 of the {len(earlier)} examples forgotten before could not be compared" in said
+
+    def test_the_gate_of_the_network_before_claims_nothing_about_them(self):
+        own = np.repeat([0, 1, 2], [150, 150, 20])
+        gates = {gate.name: gate for gate in self.evidence(own=own).gates}
+        assert gates["the network before is caught"].passed
+        assert "about the 300 of 320 that could be compared" in gates["the network before is caught"].why
+        gates = {gate.name: gate for gate in self.evidence(own=own, caught=1).gates}
+        assert "the 300 examples are too few" in gates["the network before is caught"].why
+        assert set(gates) == {
+            "held-out examples are there",
+            "the network before is caught",
+            "held-out against held-out",
+        }
+
+    def test_a_network_that_was_trained_anew_needs_none(self):
+        evidence = self.evidence(own=np.repeat([0, 1, 2], [150, 150, 20]))
+        assert answer(evidence, exact=True).answer == "forgotten"
+
+
 def test_the_budget_is_spent_whatever_the_evidence():
     assert answer(GOOD, 1.0).answer == "forgotten"
     for exact in (False, True):

@@ -8,8 +8,8 @@ from scipy import stats
 
 from scissorhands_jax import tasks
 from scissorhands_jax.jobs import originals
-from scissorhands_jax.metrics.rank_tests import rank_test
 from scissorhands_jax.metrics.row import SetPredictions
+from scissorhands_jax.report import table_gates
 
 
 def labels(total, classes=10):
@@ -72,8 +72,7 @@ def refused(forget, unseen, shift, seed, spec="random:0.1"):
     """Whether forget examples whose scores are normal and larger by `shift` than unseen ones are taken for unknown."""
     rng = np.random.default_rng(seed)
     own, other = rng.normal(shift, 1, forget), rng.normal(0, 1, unseen)
-    found = rank_test(own, labels(forget, 2), other, labels(unseen, 2), level=0.99)
-    compared = {"held_out_auc": found.value, "held_out_low": found.low, "held_out_high": found.high}
+    compared = table_gates.held_out_ranks(own, labels(forget, 2), other, labels(unseen, 2))
     numbers = {"num_forget": forget, "correct_forget": forget}
     return originals.nothing_to_forget(spec, numbers, compared, 2) is not None
 
@@ -92,6 +91,20 @@ def test_a_forget_set_that_is_not_known_is_refused_if_it_is_large_enough():
     assert rate(2000, 2000, 0.5) > 0.9
     assert rate(60, 60, 0.5) < 0.2  # mostly too few to tell
     assert rate(5000, 5000, 0.53, trials=40) < 0.1  # Little is known, but without doubt.
+
+
+def test_examples_that_nothing_was_compared_with_are_not_called_unknown():
+    """1500 of class 0 are known no better than unseen ones, and 900 of class 1, of which none is unseen, are."""
+    rng = np.random.default_rng(1)
+    own, unseen = np.concatenate([rng.normal(size=1500), rng.normal(8, 1, 900)]), rng.normal(size=3000)
+    classes = np.repeat([0, 1], [1500, 900])
+    compared = table_gates.held_out_ranks(own, classes, unseen, np.zeros(3000, int))
+    numbers = {"num_forget": 2400, "correct_forget": 2000}
+    assert compared["held_out_uncompared"] == 900
+    assert originals.nothing_to_forget("indices:file", numbers, compared, 2) is None
+    compared = table_gates.held_out_ranks(own[:1500], classes[:1500], unseen, np.zeros(3000, int))
+    numbers = {"num_forget": 1500, "correct_forget": 1100}
+    assert "does not know the 1500 examples" in originals.nothing_to_forget("indices:file", numbers, compared, 2)
 
 
 def test_classes_and_wrong_labels_are_judged_otherwise():

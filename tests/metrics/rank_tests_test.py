@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from scissorhands_jax.errors import InputError
-from scissorhands_jax.metrics.rank_tests import rank_test
+from scissorhands_jax.metrics.rank_tests import rank_test, without_counterpart
 
 
 def labels(count, classes=3):
@@ -68,3 +68,12 @@ def test_lists_will_do_and_nan_is_refused():
     for scores, held in (([np.nan, 1.0], [0.0]), ([1.0, 1.0], [np.nan])):
         with pytest.raises(InputError, match="a score is NaN, of which no rank is known"):
             rank_test(scores, [0, 0], held, [0], level=0.99)
+
+
+def test_examples_that_are_left_out_are_counted():
+    own, held = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 3])
+    assert without_counterpart(own, held) == 4
+    assert without_counterpart(own, own) == 0
+    scores = np.array([0.0, 3.0, 9.0, 9.0, 9.0, 9.0])
+    found = rank_test(scores, own, np.array([1.0, 2.0, 8.0]), held, level=0.95)
+    assert found == rank_test(scores[:2], own[:2], np.array([1.0, 2.0]), held[:2], level=0.95)

@@ -330,6 +330,76 @@ class TestAudits:
         assert 1.6 < reach < 4
 
 
+class TestClasses:
+    """Areas within classes, of which some are easier than others in every network."""
+
+    @staticmethod
+    def drawn(generator, own, held, leak=0.0, networks=8):
+        """Scores of forget and held-out examples, whose classes and whose hardness all networks agree on."""
+        labels = np.concatenate([np.repeat(np.arange(len(counts)), counts) for counts in (own, held)])
+        scores = 3.0 * labels + 2.0 * generator.normal(size=len(labels))
+        scores = scores + generator.normal(size=(networks, len(labels)))
+        count = sum(own)
+        columns = np.split(np.arange(len(labels)), [count])
+        return Attack(leak + scores[:, :count], scores[:, count:]), *columns, labels
+
+    def test_the_area_is_the_mean_over_forget_examples_of_those_within_their_classes(self):
+        attack, own, held, labels = self.drawn(np.random.default_rng(0), [3, 7, 5], [10, 4, 1])
+        found = two_way.stratified_area(attack, own, held, labels)
+        areas = [
+            np.mean(
+                [
+                    auc_of(one[labels[own] == label], other[labels[held] == label])
+                    for one, other in zip(*attack[:2], strict=True)
+                ]
+            )
+            for label in (0, 1)
+        ]
+        assert found.value == pytest.approx(0.3 * areas[0] + 0.7 * areas[1])
+        assert found.counted == 10, "of the third class there is a single held-out example"
+        assert two_way.stratified_area(attack, own[10:], held, labels) is None
+        assert two_way.comparable(labels[own], labels[held]).tolist() == [True] * 10 + [False] * 5
+
+    @pytest.mark.parametrize(
+        ("own", "held"),
+        [
+            ([40], [100]),
+            ([4, 36], [50, 50]),
+            ([36, 4], [5, 100]),
+            ([39, 1], [2, 100]),
+            ([20, 20], [2, 2]),
+            ([2, 2, 36], [0, 50, 50]),
+            ([1] * 6, [8] * 6),
+        ],
+    )
+    def test_nothing_is_found_in_other_mixes_of_classes_more_often_than_is_said(self, own, held):
+        audits, generator = 150, np.random.default_rng(0)
+        found = [two_way.stratified_area(*self.drawn(generator, own, held)) for _ in range(audits)]
+        wrong = [not one.low <= 0.5 <= one.high for one in (part.estimate(GATE_LEVEL, (0, 1)) for part in found)]
+        assert np.mean(wrong) <= 0.0125 + error(audits, 0.0125)
+        spread = math.sqrt(np.mean([one.variance()[0] for one in found])) / np.std([one.value for one in found])
+        assert 0.8 < spread < 1.25
+
+    def test_what_is_remembered_is_found(self):
+        generator = np.random.default_rng(0)
+        found = [two_way.stratified_area(*self.drawn(generator, [4, 36], [50, 50], leak=4.0)) for _ in range(20)]
+        assert all(one.estimate(GATE_LEVEL).low > 0.5 for one in found)
+
+    def test_a_mean_over_forget_sets_counts_negatives_that_they_share_once(self):
+        """Two sets without an example in common, of other classes the first of which they share."""
+        attack, own, held, labels = self.drawn(np.random.default_rng(0), [10, 10, 10], [10, 10, 10])
+        chosen = [np.r_[0:5, 10:20], np.r_[5:10, 20:30]]
+        parts = [
+            two_way.stratified_area(attack._replace(positives=attack.positives[:, part]), own[part], held, labels)
+            for part in chosen
+        ]
+        mean = two_way.average(parts)
+        assert mean.counted == 30
+        kinds = mean.kinds[np.isin(mean.examples, held)]
+        assert [len(np.unique(kinds[labels[held] == label])) for label in range(3)] == [1, 1, 1]
+        assert len(np.unique(kinds)) == 3
+
+
 class TestFewForgetExamples:
     """Requests to forget one example, and a few: of these, no variance can be seen, or hardly any."""
 

@@ -155,6 +155,27 @@ class TestOutcomes:
         assert why(table, gates.FARTHER) == "needs two seeds, each with two retrained networks"
         assert outcome(without(rows(1), report.REDRAWN))[gates.CAUGHT] is None
 
+    def test_no_gate_passes_for_examples_that_were_not_compared(self):
+        """Of 40 of 100 forget examples no held-out one has the class, so that nothing is known of them."""
+        lacks = {"held_out_uncompared": 40}
+        said = "40 of 100 forget examples have no held-out one of the same class"
+        table = rows(1, ORIGINAL | KNOWN | lacks, RETRAINED | HELD_OUT | lacks)
+        assert (outcome(table)[gates.CAUGHT], outcome(table)[gates.SILENT]) == (True, None)
+        assert said in why(table, gates.CAUGHT)
+        assert said in why(table, gates.SILENT)
+        table = rows(1, ORIGINAL | HELD_OUT | lacks, RETRAINED | KNOWN | lacks)
+        assert (outcome(table)[gates.CAUGHT], outcome(table)[gates.SILENT]) == (None, False)
+        assert said in why(table, gates.CAUGHT)
+        assert said in why(table, gates.SILENT)
+
+    def test_accuracy_which_is_of_all_examples_decides_also_where_some_were_not_compared(self):
+        lacks = {"held_out_uncompared": 40}
+        table = rows(3, ORIGINAL | HELD_OUT | lacks | {"acc_forget": 71.5})
+        assert outcome(table)[gates.CAUGHT] is False
+        assert outcome(rows(3, ORIGINAL | HELD_OUT | lacks))[gates.CAUGHT] is True
+        one = ORIGINAL | HELD_OUT | {"num_forget": None, "held_out_uncompared": 1}
+        assert "1 forget example has no held-out one" in why(rows(3, one), gates.CAUGHT)
+
     def test_held_out_numbers_compare_like_with_like(self):
         """Wrong labels are answered wrongly, so a forget set with some of them differs from clean examples."""
         generator = np.random.default_rng(0)
@@ -167,6 +188,7 @@ class TestOutcomes:
         assert blind["held_out_auc"] < blind["held_out_low"]
         found = table_gates.held_out_numbers(logits, label, wrong.astype(int), held, held_label, held_label)
         assert found["held_out_low"] < found["held_out_auc"] < found["held_out_high"]
+        assert (blind["held_out_uncompared"], found["held_out_uncompared"]) == (0, 200)
         assert table_gates.held_out_numbers(logits, label, label + 1, held, held_label, held_label) == {}
 
 
