@@ -314,14 +314,16 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     holds for networks without BatchNorm; with it, statistics are those of each part, and running statistics move once
     per part. A `classification_loss` augments the whole batch first, so its images do not depend on `parts`; dropout,
     and augmentation within any other loss, draw other numbers. A `tasks.task_loss` weighs the examples of the whole
-    batch first; a weighted mean within any other loss is one of each part. See `microbatches.accumulated`.
+    batch first; a weighted mean within any other loss is one of each part. Derivatives with respect to the model state
+    and the batch are true as well, but take passes of their own. See `microbatches.accumulated`.
 
     Args:
-      loss_fn: The general form of the loss, a mean over a batch.
+      loss_fn: The general form of the loss, a mean over a batch. It must not close over what is differentiated.
       parts: The number of parts, at least 1. In evaluation mode, as for saliency, they may differ in size by one.
 
     Raises:
-      InputError: `parts` is below 1, or (when traced in training mode) does not divide a batch.
+      InputError: `parts` is below 1, or (when traced in training mode) does not divide a batch; or when the loss is
+        differentiated, with respect to an array that `loss_fn` closes over.
 
     >>> import jax
     >>> import jax.numpy as jnp

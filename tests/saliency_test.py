@@ -195,7 +195,11 @@ def weighted_regression():
     )
     draw = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
     weights = np.array([1, 1, 1, 10, 0, 0, 5, 5], np.float32)
-    return model.init(jax.random.key(0)), task_loss(model, task), {"x": draw[:, :3], "label": draw[:, 3], "weight": weights}
+    return (
+        model.init(jax.random.key(0)),
+        task_loss(model, task),
+        {"x": draw[:, :3], "label": draw[:, 3], "weight": weights},
+    )
 
 
 def test_a_frozen_loss_weighs_examples_as_its_task_says_however_they_are_divided():
