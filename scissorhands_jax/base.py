@@ -227,6 +227,48 @@ def check_key(key: Key) -> None:
 keywords.CHECKS.update(loss_fn=check_loss, model=check_model, optimizer=check_optimizer)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen:
+    """What `freeze` returns, of which the loss within can be asked (`unfrozen`).
+
+    Two are equal, and so share compiled code, if they have equal losses and the same arrays. Arrays are compared as
+    objects; one of NumPy can change, and one that is traced ends, so that with these a frozen loss equals itself alone.
+    """
+
+    loss_fn: StatefulLossFn
+    model_state: ModelState
+    train: bool
+    key: Key | None
+
+    def __call__(self, params: Params, batch: PyTree) -> Scalar:
+        return self.loss_fn(params, self.model_state, batch, train=self.train, key=self.key)[0]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Frozen) and self._identity == other._identity)
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple:
+        leaves, structure = jax.tree.flatten((self.model_state, self.key))
+        fixed = [isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves]
+        return (self.loss_fn, self.train, structure, *map(id, leaves)) if all(fixed) else (id(self),)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Thawed:
+    """The general form of a frozen loss whose state is what the loss was frozen at, so that compiled code takes it."""
+
+    loss_fn: StatefulLossFn
+    train: bool
+
+    def __call__(self, params, model_state, batch, *, train, key):
+        del train, key
+        held, held_key = model_state
+        return self.loss_fn(params, held, batch, train=self.train, key=held_key)[0], model_state
+
+
 def freeze(loss_fn: StatefulLossFn, model_state: ModelState, *, train: bool = False, key: Key | None = None) -> LossFn:
     """Turns the general form of a loss into the simple form `(params, batch) -> mean loss`.
 
@@ -235,12 +277,40 @@ def freeze(loss_fn: StatefulLossFn, model_state: ModelState, *, train: bool = Fa
       model_state: The state at which every call evaluates the loss. The state that a call returns is dropped.
       train: Whether the network behaves as in training.
       key: The PRNG key of every call; `None` means that nothing is random.
+
+    Returns:
+      The simple form. It weighs batches and divides them into parts as `loss_fn` does. Those of an equal loss and the
+      same arrays are equal, so that they share compiled code.
     """
+    return Frozen(loss_fn, model_state, train, key)
 
-    def frozen(params, batch):
-        return loss_fn(params, model_state, batch, train=train, key=key)[0]
 
-    return frozen
+def frozen_in(loss_fn: LossFn | StatefulLossFn) -> Frozen | None:
+    """What `freeze` returned, if this is that or a `lift` of it; None for any other loss."""
+    within = loss_fn.loss_fn if isinstance(loss_fn, _Lifted) else loss_fn
+    return within if isinstance(within, Frozen) else None
+
+
+def unfrozen(loss_fn: StatefulLossFn) -> StatefulLossFn:
+    """The loss that `freeze` was given, if this is a `lift` of what it returned; any other loss itself."""
+    within = loss_fn if isinstance(loss_fn, _Thawed) else frozen_in(loss_fn)
+    return loss_fn if within is None else unfrozen(within.loss_fn)
+
+
+def thawed(loss_fn: StatefulLossFn, model_state: ModelState) -> tuple[StatefulLossFn, ModelState]:
+    """A loss and a state to call it with that keep arrays out of the loss, where it is a `lift` of a frozen one.
+
+    A function that is compiled for a loss then takes what the loss was frozen at as an argument, and serves every other
+    state as well. The value is the same; the state that such a call returns is the one that it was given.
+
+    Args:
+      loss_fn: The general form of the loss.
+      model_state: The state that it would be called with, which is returned for any other loss.
+    """
+    frozen = frozen_in(loss_fn)
+    if frozen is None:
+        return loss_fn, model_state
+    return _Thawed(frozen.loss_fn, frozen.train), (frozen.model_state, frozen.key)
 
 
 def new_carry(key: Key, params: Params, model_state: ModelState, opt_state: PyTree, aux: PyTree = ()) -> Carry:

@@ -15,7 +15,20 @@ import optax
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax import microbatches
-from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn, check_model
+from scissorhands_jax.base import (
+    Key,
+    Model,
+    ModelState,
+    Params,
+    PyTree,
+    Scalar,
+    StatefulLossFn,
+    check_model,
+    frozen_in,
+    lift,
+    thawed,
+    unfrozen,
+)
 from scissorhands_jax.errors import InputError
 
 Augment = Callable[[Key, jax.Array], jax.Array]
@@ -149,7 +162,12 @@ def augmented(augment: Augment | None, key: Key | None, images: jax.Array) -> tu
 
 
 def augmentation_of(loss_fn: StatefulLossFn) -> Augment | None:
-    """What a `classification_loss` does to images in training, also one with a task; None for any other loss."""
+    """What a `classification_loss` does to images in training, also one with a task; None for any other loss.
+
+    One that was frozen outside of training, or without a key, does nothing to them.
+    """
+    if (frozen := frozen_in(loss_fn)) is not None:
+        return augmentation_of(frozen.loss_fn) if frozen.train and frozen.key is not None else None
     if isinstance(loss_fn, LossWithin):
         return augmentation_of(loss_fn.loss_fn)
     return loss_fn.augment if isinstance(loss_fn, _ClassificationLoss) else None
@@ -231,6 +249,8 @@ def altered(loss_fn: StatefulLossFn, **changes: Any) -> StatefulLossFn:
     """
     if isinstance(loss_fn, LossWithin):
         return dataclasses.replace(loss_fn, loss_fn=altered(loss_fn.loss_fn, **changes))
+    if (frozen := frozen_in(loss_fn)) is not None:
+        return lift(dataclasses.replace(frozen, loss_fn=altered(frozen.loss_fn, **changes)))
     if not isinstance(loss_fn, _ClassificationLoss):
         raise InputError(f"only a classification_loss can be given {', '.join(changes)}, and this is another loss")
     known = {"augment": loss_fn.augment, "label_smoothing": loss_fn.label_smoothing}
@@ -258,6 +278,7 @@ def average_loss(
     if not total:
         raise InputError("there is no example whose loss could be measured; give at least one")
     data_lib.check_numbers(examples, "the set of examples")
+    loss_fn, model_state = thawed(loss_fn, model_state)
     pairs = [
         tuple(map(float, _evaluated(loss_fn, params, model_state, data_lib.take(examples, positions))))
         for positions in data_lib.even_batches(total, batch_size)
@@ -279,9 +300,10 @@ def weight_of(loss_fn: StatefulLossFn, batch: PyTree) -> Scalar | int:
       batch: A pytree of arrays with a leading example axis.
 
     Returns:
-      The sum of the weights of the examples, for a loss of a task that has some (`tasks.Task.weights`); for any other
-      loss their number.
+      The sum of the weights of the examples, for a loss of a task that has some (`tasks.Task.weights`), also a frozen
+      one (`base.freeze`); for any other loss their number.
     """
+    loss_fn = unfrozen(loss_fn)
     return loss_fn.weight(batch) if isinstance(loss_fn, DividedLoss | LossWithin) else data_lib.size(batch)
 
 
@@ -292,14 +314,16 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
     holds for networks without BatchNorm; with it, statistics are those of each part, and running statistics move once
     per part. A `classification_loss` augments the whole batch first, so its images do not depend on `parts`; dropout,
     and augmentation within any other loss, draw other numbers. A `tasks.task_loss` weighs the examples of the whole
-    batch first; a weighted mean within any other loss is one of each part. See `microbatches.accumulated`.
+    batch first; a weighted mean within any other loss is one of each part. Derivatives with respect to the model state
+    and the batch are true as well, but take passes of their own. See `microbatches.accumulated`.
 
     Args:
-      loss_fn: The general form of the loss, a mean over a batch.
+      loss_fn: The general form of the loss, a mean over a batch. It must not close over what is differentiated.
       parts: The number of parts, at least 1. In evaluation mode, as for saliency, they may differ in size by one.
 
     Raises:
-      InputError: `parts` is below 1, or (when traced in training mode) does not divide a batch.
+      InputError: `parts` is below 1, or (when traced in training mode) does not divide a batch; or when the loss is
+        differentiated, with respect to an array that `loss_fn` closes over.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -314,16 +338,20 @@ def microbatched(loss_fn: StatefulLossFn, parts: int) -> StatefulLossFn:
         return dataclasses.replace(loss_fn, parts=parts)
     if isinstance(loss_fn, LossWithin):
         return dataclasses.replace(loss_fn, loss_fn=microbatched(loss_fn.loss_fn, parts))
+    if (frozen := frozen_in(loss_fn)) is not None:
+        return lift(dataclasses.replace(frozen, loss_fn=microbatched(frozen.loss_fn, parts)))
     return loss_fn if parts == 1 else _Microbatched(loss_fn, parts)
 
 
 def undivided(loss_fn: StatefulLossFn) -> StatefulLossFn:
-    """The loss that `microbatched` was given, where it wrapped that; otherwise the loss itself."""
+    """The loss that `microbatched` was given, where it wrapped that, without `freeze`; otherwise the loss itself."""
+    loss_fn = unfrozen(loss_fn)
     return loss_fn.loss_fn if isinstance(loss_fn, _Microbatched) else loss_fn
 
 
 def microbatches_of(loss_fn: StatefulLossFn) -> int:
     """The number of parts that a loss computes a batch in."""
+    loss_fn = unfrozen(loss_fn)
     if isinstance(loss_fn, DividedLoss | _Microbatched):
         return loss_fn.parts
     return microbatches_of(loss_fn.loss_fn) if isinstance(loss_fn, LossWithin) else 1

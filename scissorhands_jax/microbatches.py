@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, Metrics, ModelState, Params, PyTree, Scalar
@@ -40,29 +42,40 @@ def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
     statistics, and the running statistics move once per part. Part i is given the key `fold_in(key, i)`, so random
     numbers that must not depend on the number of parts have to be drawn beforehand.
 
-    A custom reverse-mode rule computes the gradient together with the value, so that no forward pass is repeated and
-    only two trees like the parameters are held: the sum, and the gradient of the current part. Only the value can be
-    differentiated, and only with respect to `params`; forward-mode differentiation raises a TypeError.
+    A custom reverse-mode rule computes the gradient with respect to `params` together with the value, so that no
+    forward pass is repeated and only two trees like the parameters are held: the sum, and the gradient of the current
+    part. Any other derivative (with respect to the model state or the examples, or of the new state and the metrics) is
+    computed afterwards, by passes of its own over the parts, whose activations are not kept either. Forward-mode
+    differentiation raises a TypeError.
 
     Args:
       mean_fn: The function of a whole batch. It must not close over arrays that are being differentiated.
       parts: The number of parts, whose sizes differ by at most one; 1 returns `mean_fn` itself. On accelerators the
         parts are compiled as a loop. On CPU they are unrolled, because XLA's convolutions are about 25 times slower in
         a loop there (jax issue 12868).
+
+    Raises:
+      InputError: When the function is differentiated, if `mean_fn` closes over an array that is being differentiated.
     """
     if parts == 1:
         return mean_fn
 
-    @jax.custom_vjp
-    def mean(params, model_state, examples, key):
-        def one(_, model_state, part, part_key):
+    def plain(params, model_state, examples, key, *, remat=False):
+        def one(params, model_state, part, part_key):
             value, (model_state, metrics) = mean_fn(params, model_state, part, part_key)
             return (value, metrics), model_state
 
-        (value, metrics), model_state = _sum(one, None, model_state, examples, key, parts)
+        one = jax.checkpoint(one) if remat else one
+        (value, metrics), model_state = _sum(one, params, model_state, examples, key, parts)
         return value, (model_state, metrics)
 
-    def forward(params, model_state, examples, key):
+    mean = jax.custom_vjp(plain)
+
+    def forward(*primals):
+        params, model_state, examples, key = arguments = custom_vjp_primal_tree_values(primals)
+        if any(leaf.perturbed for leaf in jax.tree.leaves(primals[1:])):
+            return plain(*arguments), (None, arguments)
+
         def one(params, model_state, part, part_key):
             (value, (model_state, metrics)), gradient = jax.value_and_grad(mean_fn, has_aux=True)(
                 params, model_state, part, part_key
@@ -70,14 +83,46 @@ def accumulated(mean_fn: MeanFn, parts: int) -> MeanFn:
             return (value, metrics, gradient), model_state
 
         (value, metrics, gradient), model_state = _sum(one, params, model_state, examples, key, parts)
-        return (value, (model_state, metrics)), gradient
+        return (value, (model_state, metrics)), (gradient, arguments)
 
-    def backward(gradient, cotangents):
-        scaled = jax.tree.map(lambda leaf: leaf * cotangents[0].astype(leaf.dtype), gradient)
-        return scaled, None, None, None
+    def backward(saved, cotangents):
+        gradient, (*arguments, key) = saved
+        if gradient is not None and all(map(_is_zero, jax.tree.leaves(cotangents[1]))):
+            scaled = jax.tree.map(lambda leaf: leaf * cotangents[0].astype(leaf.dtype), gradient)
+            return scaled, None, None, None
 
-    mean.defvjp(forward, backward)
-    return mean
+        def again(params, model_state, examples):
+            return plain(params, model_state, examples, key, remat=True)
+
+        outputs, pull_back = jax.vjp(again, *arguments)
+        given = jax.tree.map(lambda of, output: _zero_of(output) if _is_zero(of) else of, cotangents, outputs)
+        return *pull_back(given), None
+
+    mean.defvjp(forward, backward, symbolic_zeros=True)
+
+    @functools.wraps(mean_fn)
+    def checked(params, model_state, examples, key):
+        try:
+            return mean(params, model_state, examples, key)
+        except jax.errors.UnexpectedTracerError as error:
+            raise InputError(
+                "a loss in microbatches closes over an array that is being differentiated; hand it over in the params, "
+                "the model state or the batch, or take 1 microbatch"
+            ) from error
+
+    return checked
+
+
+def _is_zero(cotangent: Any) -> bool:
+    """Whether the cotangent of an output says that nothing depends on it."""
+    return isinstance(cotangent, SymbolicZero) or cotangent.dtype == jax.dtypes.float0
+
+
+def _zero_of(output: jax.Array) -> jax.Array | np.ndarray:
+    """The cotangent of an output that nothing depends on."""
+    if jnp.issubdtype(output.dtype, jnp.inexact):
+        return jnp.zeros_like(output)
+    return np.zeros(output.shape, jax.dtypes.float0)
 
 
 def mapped(function: Callable[[PyTree], PyTree], examples: PyTree, parts: int) -> PyTree:
@@ -136,7 +181,8 @@ def after(done: PyTree, examples: PyTree) -> PyTree:
     `optimization_barrier`, but does not know that a norm is never negative. Random keys among the examples stay
     independent of `done`.
     """
-    never = trees.norm([leaf for leaf in jax.tree.leaves(done) if jnp.issubdtype(leaf.dtype, jnp.floating)]) < 0
+    floats = [leaf for leaf in jax.tree.leaves(done) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    never = trees.norm(jax.lax.stop_gradient(floats)) < 0
 
     def held(leaf):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)

@@ -23,6 +23,7 @@ from scissorhands_jax.base import (
     StatefulLossFn,
     check_loss,
     lift,
+    thawed,
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.losses import weight_of
@@ -44,7 +45,8 @@ def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[Py
     are weighted by their sizes, so that the expectation is over examples, whatever the sizes of the batches.
 
     Args:
-      loss_fn: `(params, batch) -> mean loss of the batch`, a scalar. A loss with state becomes one by `base.freeze`.
+      loss_fn: `(params, batch) -> mean loss of the batch`, a scalar. A loss with state becomes one by `base.freeze`;
+        code that is compiled for it then serves every state.
       params: Any pytree of floating point arrays.
       batches: Pytrees of arrays with a leading example axis. They are read once, one at a time.
 
@@ -60,7 +62,8 @@ def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[Py
     >>> connection_sensitivity(loss, jnp.array([1.0, -2.0]), batches).tolist()
     [2.0, 4.0]
     """
-    sums = gradient_sum(lift(loss_fn), params, (), batches)
+    general, model_state = thawed(lift(loss_fn), ())
+    sums = gradient_sum(general, params, model_state, batches)
     return _scores(sums.gradient, params, sums.weight)
 
 

@@ -88,6 +88,82 @@ def test_shares_scale_with_the_cotangent_and_low_precision_gradients_keep_their_
     assert gradient["w"].tolist() == [13.5, 16.5, 19.5]
 
 
+def scaled_errors(params, model_state, batch, *, train, key):
+    """A loss of whose every argument something depends on, and a state that depends on the parameters."""
+    del train, key
+    loss = jnp.mean(jnp.square(batch["x"] @ params * model_state["scale"] - batch["y"]))
+    return loss, {"scale": model_state["scale"] * jnp.sum(params), "count": model_state["count"] + 1}
+
+
+def problem():
+    draw = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
+    batch = {"x": jnp.asarray(draw[:, :3]), "y": jnp.asarray(draw[:, 3]), "number": jnp.arange(7)}
+    return jnp.array([0.5, 1.0, -0.7]), {"scale": jnp.float32(2), "count": jnp.int32(0)}, batch
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # Only the CPU unrolls its parts.
+def test_derivatives_with_respect_to_the_batch_and_the_state_are_those_of_the_whole(backend, monkeypatch):
+    params, state, batch = problem()
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def kept(params, model_state, batch, *, train, key):
+        return scaled_errors(params, model_state, batch, train=train, key=key)[0], model_state
+
+    def gradients(loss):
+        def value(params, scale, x):
+            return loss(params, state | {"scale": scale}, batch | {"x": x}, train=False, key=KEY)[0]
+
+        return [jax.grad(value, n)(params, state["scale"], batch["x"]) for n in (0, 1, 2, (0, 1, 2))]
+
+    for parts in (2, 3):
+        chex.assert_trees_all_close(gradients(losses.microbatched(kept, parts)), gradients(kept), rtol=1e-5, atol=1e-6)
+
+
+def test_derivatives_go_through_the_state_that_the_parts_hand_on():
+    params, state, batch = problem()
+
+    def one_after_the_other(params, model_state, batch, *, train, key):
+        total = 0
+        for part in (batch[:4], batch[4:]):
+            examples = {"x": part[:, :3], "y": part[:, 3]}
+            loss, model_state = scaled_errors(params, model_state, examples, train=train, key=key)
+            total += loss / 2
+        return total, model_state
+
+    def whole(params, model_state, batch, *, train, key):
+        return scaled_errors(params, model_state, {"x": batch[:, :3], "y": batch[:, 3]}, train=train, key=key)
+
+    batch = jnp.concatenate([batch["x"], batch["y"][:, None]], axis=1)
+    rows = jnp.concatenate([batch, batch[:1]])[
+        jnp.array([0, 4, 1, 5, 2, 6, 3, 7])
+    ]  # A part takes every second example.
+
+    def of_two_passes(loss, batch):
+        def value(params):
+            first, moved = loss(params, state, batch, train=True, key=None)
+            second, moved = loss(params, moved, batch, train=True, key=None)
+            return first + second + moved["scale"]
+
+        return jax.grad(value)(params)
+
+    expected = of_two_passes(one_after_the_other, jnp.concatenate([batch, batch[:1]]))
+    np.testing.assert_allclose(of_two_passes(losses.microbatched(whole, 2), rows), expected, rtol=1e-5)
+
+
+def test_a_loss_that_closes_over_what_is_differentiated_is_refused():
+    params, state, batch = problem()
+
+    def value(factor):
+        def scaled(params, model_state, batch, *, train, key):
+            loss, moved = scaled_errors(params, model_state, batch, train=train, key=key)
+            return factor * loss, moved
+
+        return losses.microbatched(scaled, 2)(params, state, batch, train=False, key=None)[0]
+
+    with pytest.raises(InputError, match="closes over an array that is being differentiated; hand it over in the"):
+        jax.grad(value)(2.0)
+
+
 def test_parts_are_drawn_from_different_keys_and_augmentation_from_one():
     def noisy(params, batch_state, batch, *, train, key):
         return params * jnp.mean(batch + jax.random.normal(key, ())), batch_state

@@ -1,5 +1,6 @@
 """Saliency against closed forms, batches of any size against one full batch, and what a pass does to BatchNorm."""
 
+import dataclasses
 from typing import NamedTuple
 
 import chex
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scissorhands_jax import base, saliency
+from scissorhands_jax import base, losses, saliency
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods.pair_gradients import check_pair
+from scissorhands_jax.tasks import regression, task_loss, task_of
 from tests import tiny
+from tests.compilations import Compilations
 
 
 class Pair(NamedTuple):
@@ -180,3 +184,82 @@ def test_diagonal_fisher_of_a_network_is_in_eval_mode():
 def test_diagonal_fisher_needs_a_batch():
     with pytest.raises(InputError, match="without a batch of examples; give at least one"):
         saliency.diagonal_fisher(base.lift(linear_loss), linear_case()[0], (), [])
+
+
+def weighted_regression():
+    """A network, its state, and the loss of a task whose examples have very different weights."""
+    task = dataclasses.replace(regression(), inputs=lambda examples: examples["x"], weights=lambda e: e["weight"])
+    model = base.Model(
+        lambda key: (jnp.ones((3, 1)), {"bias": jnp.float32(0.5)}),
+        lambda params, state, x, *, train, key=None: (x @ params + state["bias"], state),
+    )
+    draw = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
+    weights = np.array([1, 1, 1, 10, 0, 0, 5, 5], np.float32)
+    return (
+        model.init(jax.random.key(0)),
+        task_loss(model, task),
+        {"x": draw[:, :3], "label": draw[:, 3], "weight": weights},
+    )
+
+
+def test_a_frozen_loss_weighs_examples_as_its_task_says_however_they_are_divided():
+    (params, state), loss, examples = weighted_regression()
+    halves = [jax.tree.map(lambda leaf: leaf[:3], examples), jax.tree.map(lambda leaf: leaf[3:], examples)]
+    whole = saliency.connection_sensitivity(base.freeze(loss, state), params, [examples])
+    for frozen in (base.freeze(loss, state), base.freeze(base.lift(base.freeze(loss, state)), ())):
+        np.testing.assert_allclose(saliency.connection_sensitivity(frozen, params, halves), whole, rtol=1e-5)
+        mean = losses.average_loss(base.lift(frozen), params, (), examples, batch_size=3)
+        assert mean == pytest.approx(float(loss(params, state, examples, train=False, key=None)[0]), rel=1e-5)
+
+
+def test_a_frozen_loss_is_compiled_once_whatever_the_state():
+    (params, state), loss, examples = weighted_regression()
+    found, compiled = [], []
+    for other in (state, state, {"bias": jnp.float32(1.5)}):
+        with Compilations() as listening:
+            scores = saliency.connection_sensitivity(base.freeze(loss, other), params, [examples])
+            mean = losses.average_loss(base.lift(base.freeze(loss, other)), params, (), examples)
+        found.append((scores.tolist(), mean))
+        compiled.append({"jit(_add_gradient)", "jit(_evaluated)"} & set(listening.names))
+    assert compiled == [{"jit(_add_gradient)", "jit(_evaluated)"}, set(), set()]
+    assert found[0] == found[1] != found[2]
+
+
+def test_frozen_losses_are_equal_where_nothing_can_tell_them_apart():
+    _, loss, _ = weighted_regression()
+    state = {"bias": jnp.float32(0.5)}
+    assert base.freeze(loss, state) == base.freeze(loss, dict(state))
+    assert hash(base.lift(base.freeze(loss, state))) == hash(base.lift(base.freeze(loss, state)))
+    assert base.freeze(loss, state) != base.freeze(loss, {"bias": jnp.float32(0.5)})
+    assert base.freeze(loss, state) != base.freeze(loss, state, train=True)
+    changeable = {"bias": np.ones(1)}
+    assert base.freeze(loss, changeable) != base.freeze(loss, changeable)
+    with_array = base.freeze(loss, changeable)
+    assert with_array == with_array
+    assert hash(with_array) == hash(with_array)
+
+
+def test_a_frozen_loss_can_be_asked_what_the_loss_within_can():
+    augment, key = (lambda key, images: images), jax.random.key(0)
+    classifier = losses.classification_loss(tiny.model(), augment=augment)
+    (_, state), loss, examples = weighted_regression()
+    halves = losses.microbatched(loss, 2)
+    for known in (
+        base.lift(base.freeze(halves, state)),
+        losses.microbatched(base.lift(base.freeze(loss, state)), 2),
+        base.lift(base.freeze(base.lift(base.freeze(halves, state)), ())),
+    ):
+        assert task_of(known) == task_of(loss)
+        assert losses.microbatches_of(known) == 2
+        assert float(losses.weight_of(known, examples)) == 23
+        with pytest.raises(InputError, match="with microbatches take sequential"):
+            check_pair("vmap", known)
+    parted = losses.microbatched(base.lift(base.freeze(loss, state)), 4)(
+        jnp.ones((3, 1)), (), examples, train=True, key=None
+    )[0]
+    assert float(parted) == pytest.approx(float(loss(jnp.ones((3, 1)), state, examples, train=False, key=None)[0]))
+    training = base.lift(base.freeze(classifier, (), train=True, key=key))
+    assert losses.augmentation_of(training) is augment
+    assert losses.augmentation_of(losses.altered(training, augment=None)) is None
+    assert losses.augmentation_of(base.lift(base.freeze(classifier, (), train=True))) is None
+    assert losses.augmentation_of(base.lift(base.freeze(classifier, (), key=key))) is None

@@ -317,8 +317,10 @@ class Repair:
             forget_moves_state=self.semantics.forget_moves_state,
         )
         above = forget_loss > carry.aux.ceiling
+        # The gradient itself too: where the loss is infinite it is not a number, and so would be 0 times it.
+        bounded = jax.tree.map(lambda leaf: jnp.where(above, 0, leaf), forget_grad)
         weight = jnp.where(above, 0, carry.aux.forget_weight)
-        gradient = jax.tree.map(lambda r, f: r - weight.astype(f.dtype) * f, retain_grad, forget_grad)
+        gradient = jax.tree.map(lambda r, f: r - weight.astype(f.dtype) * f, retain_grad, bounded)
         metrics = {"loss_retain": loss, "loss_forget": forget_loss}
         state = carry.opt_state.projection
         if self.projected:

@@ -4,6 +4,7 @@ import math
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -60,6 +61,19 @@ def test_above_the_ceiling_only_the_retain_gradient_is_left():
     gradient, _, metrics = sh.scissorhands_gradient(loss_fn, ceiling=1e-6)(params, (), FORGET, RETAIN)
     chex.assert_trees_all_close(gradient, jax.grad(sh.freeze(loss_fn, ()))(params, RETAIN), rtol=1e-5, atol=1e-7)
     assert not bool(metrics["projected"])
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_of_an_infinite_forget_loss_only_the_retain_gradient_is_left(projected):
+    def loss(weights, examples):
+        return -jnp.mean(jnp.log(jax.nn.sigmoid(examples @ weights)))
+
+    weights, forget, retain = jnp.full(2, 60.0), -jnp.ones((2, 2)), jnp.full((2, 2), 0.01)
+    assert math.isinf(loss(weights, forget))
+    assert jnp.isnan(jax.grad(loss)(weights, forget)).any()
+    gradient_of = sh.scissorhands_gradient(sh.lift(loss), ceiling=0.7, projected=projected)
+    gradient, _, _ = gradient_of(weights, (), forget, retain)
+    np.testing.assert_array_equal(gradient, jax.grad(loss)(weights, retain))
 
 
 @pytest.mark.parametrize(
