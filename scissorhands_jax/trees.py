@@ -9,7 +9,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,19 +30,70 @@ Where = str | Callable[[str, jax.Array], bool] | None
 See `select`.
 """
 
+_BOXES = ("Variable", "VariableState", "AxisMetadata")  # of which nnx.Param and nn.Partitioned are kinds
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 _NOT_FINITE = {"nan": jnp.isnan, "inf": jnp.isinf}
 _FURTHER_BIAS = re.compile(r"bias_(?!kernel|weight)\w*|\w+_bias")  # such as `bias_ih`, `bias_n` and `in_proj_bias`
 
 
 def path_name(path: tuple) -> str:
-    """Writes a key path of `jax.tree_util` as text, such as `layer1/0/conv1/kernel`."""
+    """Writes a key path of `jax.tree_util` as text, such as `layer1/0/conv1/kernel`.
+
+    The name of a leaf is that of `leaf_names`, which differs where Flax has put it into a box.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """Returns the names of all leaves, in tree order."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    """Returns the names of all leaves, in tree order.
+
+    A box that Flax puts an array into, such as `nnx.Param` in the state of a module or `nn.Partitioned` and
+    `nn.LogicallyPartitioned` in the parameters of one, adds nothing to the name: it stays `layer/bias`, where the key
+    path ends in the box's field `value`. A key or field `value` of anything else is part of the name.
+    """
+    return [name for name, _ in named_leaves(tree)]
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """Returns all leaves with their names (`leaf_names`), in tree order.
+
+    Args:
+      tree: Any pytree.
+      is_leaf: Says of what else, besides the tree's leaves, that it is one, as for `jax.tree.leaves`.
+    """
+
+    def stops(node: Any) -> bool:
+        return _is_box(node) or (is_leaf is not None and is_leaf(node))
+
+    def walk(node: Any, above: tuple) -> Iterator[tuple[tuple, Any]]:
+        for below, found in jax.tree_util.tree_leaves_with_path(node, is_leaf=stops):
+            path = (*above, *below)
+            if not _is_box(found) or (is_leaf is not None and is_leaf(found)):
+                yield path, found
+                continue
+            contents = jax.tree_util.tree_leaves_with_path(found, is_leaf=lambda part, box=found: part is not box)
+            for key, part in contents:
+                yield from walk(part, path if len(contents) == 1 else (*path, *key))
+
+    return [(path_name(path), leaf) for path, leaf in walk(tree, ())]
+
+
+def map_named(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+    """Maps `function(name, leaf, *others)` over a tree, with the names of `leaf_names`.
+
+    Args:
+      function: What is computed of each leaf.
+      tree: Any pytree.
+      others: Trees with the structure of the first one, or with subtrees in the place of its leaves.
+    """
+    rows = zip(leaf_names(tree), zip_leaves(tree, *others), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(tree), [function(name, *row) for name, row in rows])
+
+
+def _is_box(node: Any) -> bool:
+    """Says whether this is one of Flax's boxes around an array. Flax need not be imported for that."""
+    bases = type(node).__mro__
+    return any(base.__name__ in _BOXES and base.__module__.partition(".")[0] == "flax" for base in bases)
 
 
 def select(params: Params, where: Where) -> Selection:
@@ -76,7 +127,7 @@ def select(params: Params, where: Where) -> Selection:
             del leaf
             return pattern.fullmatch(name) is not None
 
-    selection = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(predicate(path_name(path), leaf)), params)
+    selection = map_named(lambda name, leaf: bool(predicate(name, leaf)), params)
     hits = sum(jax.tree.leaves(selection))
     names = leaf_names(params)
     if hits == 0:
@@ -176,15 +227,15 @@ def check_arrays(tree: PyTree, what: str) -> None:
       InputError: A leaf is something else, or an array that JAX does not compute with (`unknown_to_jax`); the message
         names it.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves(tree):
         if (unknown := unknown_to_jax(leaf)) is not None and leaf.dtype.kind not in "USOMm":
             found, advice = unknown
-            raise InputError(f"{path_name(path) or 'the root'!r} of {what} is {found}; {advice}")
+            raise InputError(f"{name or 'the root'!r} of {what} is {found}; {advice}")
         if isinstance(leaf, int | float | complex) or _is_numeric(leaf):
             continue
         kind = f"n array of {leaf.dtype}" if isinstance(leaf, _ARRAYS) else f" {type(leaf).__name__}"
         raise InputError(
-            f"{what} have a{kind} at {path_name(path) or 'their root'}, where only arrays of numbers, of NumPy or JAX, "
+            f"{what} have a{kind} at {name or 'their root'}, where only arrays of numbers, of NumPy or JAX, "
             "can be; give a pytree of such arrays, as from_linen, from_nnx and from_equinox make it of a live module"
         )
 
@@ -206,11 +257,11 @@ def check_trained(params: Params, what: str) -> None:
       InputError: A leaf is something else; the message names it.
     """
     check_arrays(params, what)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for name, leaf in named_leaves(params):
         if not jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.floating):
             found = f"an array of {leaf.dtype}" if hasattr(leaf, "dtype") else f"the number {leaf!r}"
             raise InputError(
-                f"{what} have {found} at {path_name(path) or 'their root'}, and only real floating-point numbers are "
+                f"{what} have {found} at {name or 'their root'}, and only real floating-point numbers are "
                 "trained; put it into the model state, or close over it"
             )
 
@@ -377,19 +428,19 @@ def check_mask(mask: Mask, tree: PyTree) -> None:
 
 def _check_shapes(other: PyTree, tree: PyTree, what: str, advice: str, *, single: bool = False) -> None:
     """Refuses a tree of another structure or other shapes than a first one. With `single`, it may have shapes ()."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_placeholder)
+    leaves = named_leaves(tree, is_leaf=is_placeholder)
     structure: Any = jax.tree.structure(tree, is_leaf=is_placeholder)
     try:
         others = structure.flatten_up_to(other)
     except ValueError as error:
         raise InputError(f"{what} is another tree than that of the arrays: {error}; {advice}") from error
-    for (path, leaf), found in zip(leaves, others, strict=True):
+    for (name, leaf), found in zip(leaves, others, strict=True):
         expected = jnp.shape(leaf) if not is_placeholder(leaf) else None
         shape = () if isinstance(found, bool | int | float) else getattr(found, "shape", None)
         if expected is None or shape == expected or (single and shape == ()):
             continue
         kind = f"a {type(found).__name__}" if shape is None else f"shape {shape}"
-        raise InputError(f"{what} has {kind} at {path_name(path) or 'its root'} and needs shape {expected}; {advice}")
+        raise InputError(f"{what} has {kind} at {name or 'its root'} and needs shape {expected}; {advice}")
 
 
 def copy(tree: PyTree) -> PyTree:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from scissorhands_jax import reinit, trees
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.models import from_equinox, from_nnx
 
 KEY = jax.random.key(0)
@@ -223,6 +224,27 @@ def test_published_zeroes_the_biases_of_every_framework():
         rows = zip(trees.leaf_names(fresh), jax.tree.leaves(fresh), strict=True)
         found = [name for name, leaf in rows if not leaf.any()]
         assert found == ["cell/bias", "cell/bias_n", "query/bias", "torch/bias_hh", "torch/bias_ih"]
+
+
+@pytest.mark.parametrize("initializer", ["published", "uniform"])
+def test_boxed_parameters_are_drawn_and_trimmed_like_plain_ones(initializer):
+    initializer = reinit.published() if initializer == "published" else initializer
+    module = nnx.Dict(
+        att=nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), emb=nnx.Embed(5, 8, rngs=nnx.Rngs(0))
+    )
+    state = nnx.state(module, nnx.Param)
+    partitioned = nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.ones, (None, "m")), name="dense")
+    partitioned = partitioned.init(KEY, jnp.ones((1, 6)))["params"]
+    for boxed, plain in ((state, nnx.to_pure_dict(state)), (partitioned, nn.unbox(partitioned))):
+        drawn = [
+            reinit.reinitialize(KEY, tree, jax.tree.map(lambda leaf: True, tree), initializer=initializer)
+            for tree in (boxed, plain)
+        ]
+        assert bits(drawn[0]) == bits(drawn[1])
+        ones = [jax.tree.map(jnp.ones_like, tree) for tree in (boxed, plain)]
+        masks, leaves = zip(*(trimming_mask(tree, tree, fraction=0.5) for tree in ones), strict=True)
+        assert bits(masks[0]) == bits(masks[1])
+        assert jax.tree.leaves(leaves[0]) == jax.tree.leaves(leaves[1])
 
 
 def test_a_mask_has_the_shapes_of_the_weights_or_one_bool_for_an_array():

@@ -141,12 +141,11 @@ def trimming_leaves(
       InputError: A pattern matches nothing, or nothing that can be trimmed.
     """
 
-    def allowed(path, leaf, chosen):
-        name = trees.path_name(path)
+    def allowed(name, leaf, chosen):
         vector = trees.is_vector(name, leaf.shape) and not semantics.trim_vectors
         return chosen and not vector and not (semantics.skip_bn_names and "bn" in name)
 
-    selection = jax.tree_util.tree_map_with_path(allowed, params, trees.select(params, trim))
+    selection = trees.map_named(allowed, params, trees.select(params, trim))
     if not any(jax.tree.leaves(selection)):
         spared = "biases and scales" if not semantics.trim_vectors else "arrays of BatchNorm by the name bn"
         if not semantics.trim_vectors and semantics.skip_bn_names:
