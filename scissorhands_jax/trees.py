@@ -351,7 +351,8 @@ def not_finite(tree: PyTree, known: Mapping[tuple[str, str], np.ndarray] | None 
     """Finds the arrays with numbers that are not finite. Only flags are copied to the host.
 
     Args:
-      tree: A pytree of arrays, of which those of other than floating-point numbers count as finite.
+      tree: A pytree of arrays, of which those of other than floating-point numbers count as finite, and so do those
+        that jit, vmap or `shard_map` trace, whose numbers cannot be seen.
       known: The entries that do not count, as `entries_not_finite` returns them for a tree of the same shapes. By
         default all count.
 
@@ -366,8 +367,10 @@ def not_finite(tree: PyTree, known: Mapping[tuple[str, str], np.ndarray] | None 
             for kind, mask in found.items()
         }
 
-    names, leaves = leaf_names(tree), jax.tree.leaves(tree)
-    flags = jax.device_get(_not_finite(leaves, [*map(masks, names, leaves)]))
+    seen = [(name, leaf) for name, leaf in named_leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
+    names, leaves = [name for name, _ in seen], [leaf for _, leaf in seen]
+    with jax.ensure_compile_time_eval():  # Some arrays may be traced where others are not.
+        flags = jax.device_get(_not_finite(leaves, [*map(masks, names, leaves)]))
     return {(name, kind) for name, found in zip(names, flags, strict=True) for kind, flag in found.items() if flag}
 
 

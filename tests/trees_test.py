@@ -257,6 +257,18 @@ def test_what_is_not_finite_is_named_by_kind():
     assert trees.not_finite(tree["b"][1]) == trees.not_finite(()) == set()
 
 
+def test_traced_arrays_count_as_finite_and_others_are_still_looked_at():
+    bad, found = jnp.array([1.0, jnp.inf]), []
+
+    def look(leaf):
+        found.append(trees.not_finite({"a": leaf, "b": bad}))
+        return leaf
+
+    jax.jit(look)(bad)
+    jax.vmap(look)(bad)
+    assert found == [{("b", "inf")}] * 2
+
+
 def test_what_was_not_finite_before_is_known_by_entry():
     before = {"a": jnp.array([1.0, jnp.nan, -jnp.inf]), "b": [np.array([np.inf, 0], np.float32)], "c": jnp.float32(0)}
     known = trees.entries_not_finite(before, trees.not_finite(before))

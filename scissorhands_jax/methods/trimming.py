@@ -52,6 +52,9 @@ def trim_network(
     The score of a weight w is `|E[dL_f/dw] * w|`, the connection sensitivity of SNIP (Lee et al., ICLR 2019), with the
     variants of `semantics`.
 
+    The function is pure, for jit and vmap. Numbers cannot be seen there, so scores that are not finite are not refused:
+    NaN counts as the largest score (`masks.top_fraction`).
+
     Args:
       key: The typed PRNG key that the fresh weights are drawn with.
       loss_fn: The general form of the loss, a mean over a batch.
@@ -105,6 +108,8 @@ def trimming_mask(
     semantics: Semantics = SEMANTICS["paper"],
 ) -> tuple[Mask, Selection]:
     """Which weights are re-initialised: those with the largest scores, whatever these measure.
+
+    Under jit and vmap scores that are not finite are not refused, as for `trim_network`.
 
     Args:
       scores: One number for each weight, a pytree like `params`; see `saliency`.
