@@ -55,8 +55,12 @@ def reinitialize(
       A new pytree like `params`.
 
     Raises:
-      InputError: The initializer is none of these, or the mask has another structure or other shapes than `params`.
+      InputError: The initializer is none of these, the mask has another structure or other shapes than `params`, or the
+        function is called inside `shard_map`, where every shard would be drawn alike and in its own size.
     """
+    trees.check_whole_arrays(
+        "weights are drawn for whole arrays", "draw them outside of it (sharded arrays are taken as they are)"
+    )
     initializer = initializer_of(initializer)
     trees.check_mask(mask, params)
 

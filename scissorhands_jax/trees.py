@@ -317,7 +317,10 @@ def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> j
 
 
 def vdot(a: PyTree, b: PyTree) -> jax.Array:
-    """Computes the dot product of two trees, leaf by leaf, in at least float32. The result has shape ()."""
+    """Computes the dot product of two trees, leaf by leaf, in at least float32. The result has shape ().
+
+    Inside `jax.shard_map` it is that of the shards at hand, which is for the caller to sum over the mesh axes.
+    """
     return sum((_contract(x, y) for x, y in zip_leaves(a, b)), start=jnp.zeros((), jnp.float32))
 
 
@@ -343,7 +346,7 @@ def is_placeholder(node: object) -> bool:
 
 
 def norm(tree: PyTree) -> jax.Array:
-    """Computes the Euclidean norm of a tree. The result has shape ()."""
+    """Computes the Euclidean norm of a tree. The result has shape (); inside `jax.shard_map` see `vdot`."""
     return jnp.sqrt(vdot(tree, tree))
 
 
@@ -475,6 +478,21 @@ def manual_axes() -> tuple[str, ...]:
     There, an array may be one device's shard of a larger one. Elsewhere the result is empty.
     """
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def check_whole_arrays(what: str, advice: str) -> None:
+    """Refuses to compute inside `jax.shard_map` what needs whole arrays.
+
+    Args:
+      what: What is computed of whole arrays, a clause for the message.
+      advice: What to do instead, for the message.
+
+    Raises:
+      InputError: It is called inside `shard_map`.
+    """
+    if manual := manual_axes():
+        axes = ", ".join(map(repr, manual))
+        raise InputError(f"{what}, and inside shard_map over {axes} only a shard is at hand; {advice}")
 
 
 def varying_axes(array: jax.Array) -> frozenset[str]:

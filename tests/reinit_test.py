@@ -1,5 +1,6 @@
 """Re-initialisation: what stays is bit-equal, what is drawn has the promised distribution."""
 
+import functools
 import math
 
 import chex
@@ -302,6 +303,15 @@ def test_a_name_stands_for_its_initializer():
         draw("unifrom")
     with pytest.raises(InputError, match=r"the initializer is 0\.1; give a function"):
         draw(0.1)
+
+
+def test_a_shard_is_refused():
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    draw = functools.partial(reinit.reinitialize, KEY, mask=True, initializer="uniform")
+    by_hand = jax.shard_map(draw, mesh=mesh, in_specs=jax.P("rows"), out_specs=jax.P("rows"))
+    message = "inside shard_map over 'rows' only a shard is at hand; draw them outside of it"
+    with pytest.raises(InputError, match=message):
+        by_hand(jnp.ones((4, 3)))
 
 
 def test_works_inside_jit():
