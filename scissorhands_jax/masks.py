@@ -154,7 +154,14 @@ def restrict(mask: Mask, selection: Selection) -> Mask:
 
 
 def count_marked(mask: Mask) -> jax.Array:
-    """Counts the weights that a mask marks. The result is an integer of shape ()."""
+    """Counts the weights that a mask marks. The result is an integer of shape ().
+
+    Raises:
+      InputError: The function is called inside `shard_map`, where only a shard of the mask is at hand.
+    """
+    trees.check_whole_arrays(
+        "marks are counted over the whole network", "count them outside of it (sharded arrays are taken as they are)"
+    )
     leaves = jax.tree.leaves(mask)
     counter = _counter(leaves)
     return sum((jnp.sum(leaf, dtype=counter) for leaf in leaves), start=jnp.zeros((), counter))
@@ -196,12 +203,9 @@ def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
       InputError: No leaf is ranked, a score is negative (which cannot be seen under jit), or only a shard of the scores
         is at hand, inside `shard_map`.
     """
-    manual = trees.manual_axes()
-    if manual:
-        raise InputError(
-            f"scores are ranked over the whole network, and inside shard_map over {', '.join(map(repr, manual))} "
-            "only a shard is at hand; rank them outside of it (sharded arrays are taken as they are)"
-        )
+    trees.check_whole_arrays(
+        "scores are ranked over the whole network", "rank them outside of it (sharded arrays are taken as they are)"
+    )
     rank = trees.select(scores, None) if rank is None else rank
     chosen = [leaf for leaf, is_ranked in trees.zip_leaves(scores, rank) if is_ranked]
     if not chosen:

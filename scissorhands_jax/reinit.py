@@ -55,22 +55,25 @@ def reinitialize(
       A new pytree like `params`.
 
     Raises:
-      InputError: The initializer is none of these, or the mask has another structure or other shapes than `params`.
+      InputError: The initializer is none of these, the mask has another structure or other shapes than `params`, or the
+        function is called inside `shard_map`, where every shard would be drawn alike and in its own size.
     """
+    trees.check_whole_arrays(
+        "weights are drawn for whole arrays", "draw them outside of it (sharded arrays are taken as they are)"
+    )
     initializer = initializer_of(initializer)
     trees.check_mask(mask, params)
 
-    def leaf(position, path, weights, marked, chosen):
+    def leaf(position, name, weights, marked, chosen):
         if not chosen:
             return weights
-        fresh = _draw(_of_leaf(initializer, trees.path_name(path)), jax.random.fold_in(key, position), weights)
+        fresh = _draw(_of_leaf(initializer, name), jax.random.fold_in(key, position), weights)
         return jnp.where(marked, fresh, weights)
 
     if trim is None:
         trim = trees.select(params, None)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    rows = zip(paths, trees.zip_leaves(params, mask, trim), strict=True)
-    fresh = [leaf(position, path, *row) for position, (path, row) in enumerate(rows)]
+    rows = zip(trees.leaf_names(params), trees.zip_leaves(params, mask, trim), strict=True)
+    fresh = [leaf(position, name, *row) for position, (name, row) in enumerate(rows)]
     return jax.tree.unflatten(jax.tree.structure(params), fresh)
 
 

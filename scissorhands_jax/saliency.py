@@ -214,6 +214,8 @@ def scores_of(sums: GradientSum, params: Params, *, absolute: bool = False) -> S
 def check_finite(scores: Scores, rank: Selection | None = None) -> None:
     """Checks that all scores are finite. Only flags are copied to the host.
 
+    Scores that jit, vmap or `shard_map` trace are not checked, because their numbers cannot be seen.
+
     Args:
       scores: A pytree of scores.
       rank: The arrays that are looked at, as `trees.select` returns them. By default all are.

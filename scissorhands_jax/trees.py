@@ -9,7 +9,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,19 +30,70 @@ Where = str | Callable[[str, jax.Array], bool] | None
 See `select`.
 """
 
+_BOXES = ("Variable", "VariableState", "AxisMetadata")  # of which nnx.Param and nn.Partitioned are kinds
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
 _NOT_FINITE = {"nan": jnp.isnan, "inf": jnp.isinf}
 _FURTHER_BIAS = re.compile(r"bias_(?!kernel|weight)\w*|\w+_bias")  # such as `bias_ih`, `bias_n` and `in_proj_bias`
 
 
 def path_name(path: tuple) -> str:
-    """Writes a key path of `jax.tree_util` as text, such as `layer1/0/conv1/kernel`."""
+    """Writes a key path of `jax.tree_util` as text, such as `layer1/0/conv1/kernel`.
+
+    The name of a leaf is that of `leaf_names`, which differs where Flax has put it into a box.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaf_names(tree: PyTree) -> list[str]:
-    """Returns the names of all leaves, in tree order."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    """Returns the names of all leaves, in tree order.
+
+    A box that Flax puts an array into, such as `nnx.Param` in the state of a module or `nn.Partitioned` and
+    `nn.LogicallyPartitioned` in the parameters of one, adds nothing to the name: it stays `layer/bias`, where the key
+    path ends in the box's field `value`. A key or field `value` of anything else is part of the name.
+    """
+    return [name for name, _ in named_leaves(tree)]
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """Returns all leaves with their names (`leaf_names`), in tree order.
+
+    Args:
+      tree: Any pytree.
+      is_leaf: Says of what else, besides the tree's leaves, that it is one, as for `jax.tree.leaves`.
+    """
+
+    def stops(node: Any) -> bool:
+        return _is_box(node) or (is_leaf is not None and is_leaf(node))
+
+    def walk(node: Any, above: tuple) -> Iterator[tuple[tuple, Any]]:
+        for below, found in jax.tree_util.tree_leaves_with_path(node, is_leaf=stops):
+            path = (*above, *below)
+            if not _is_box(found) or (is_leaf is not None and is_leaf(found)):
+                yield path, found
+                continue
+            contents = jax.tree_util.tree_leaves_with_path(found, is_leaf=lambda part, box=found: part is not box)
+            for key, part in contents:
+                yield from walk(part, path if len(contents) == 1 else (*path, *key))
+
+    return [(path_name(path), leaf) for path, leaf in walk(tree, ())]
+
+
+def map_named(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+    """Maps `function(name, leaf, *others)` over a tree, with the names of `leaf_names`.
+
+    Args:
+      function: What is computed of each leaf.
+      tree: Any pytree.
+      others: Trees with the structure of the first one, or with subtrees in the place of its leaves.
+    """
+    rows = zip(leaf_names(tree), zip_leaves(tree, *others), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(tree), [function(name, *row) for name, row in rows])
+
+
+def _is_box(node: Any) -> bool:
+    """Says whether this is one of Flax's boxes around an array. Flax need not be imported for that."""
+    bases = type(node).__mro__
+    return any(base.__name__ in _BOXES and base.__module__.partition(".")[0] == "flax" for base in bases)
 
 
 def select(params: Params, where: Where) -> Selection:
@@ -76,7 +127,7 @@ def select(params: Params, where: Where) -> Selection:
             del leaf
             return pattern.fullmatch(name) is not None
 
-    selection = jax.tree_util.tree_map_with_path(lambda path, leaf: bool(predicate(path_name(path), leaf)), params)
+    selection = map_named(lambda name, leaf: bool(predicate(name, leaf)), params)
     hits = sum(jax.tree.leaves(selection))
     names = leaf_names(params)
     if hits == 0:
@@ -176,15 +227,15 @@ def check_arrays(tree: PyTree, what: str) -> None:
       InputError: A leaf is something else, or an array that JAX does not compute with (`unknown_to_jax`); the message
         names it.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves(tree):
         if (unknown := unknown_to_jax(leaf)) is not None and leaf.dtype.kind not in "USOMm":
             found, advice = unknown
-            raise InputError(f"{path_name(path) or 'the root'!r} of {what} is {found}; {advice}")
+            raise InputError(f"{name or 'the root'!r} of {what} is {found}; {advice}")
         if isinstance(leaf, int | float | complex) or _is_numeric(leaf):
             continue
         kind = f"n array of {leaf.dtype}" if isinstance(leaf, _ARRAYS) else f" {type(leaf).__name__}"
         raise InputError(
-            f"{what} have a{kind} at {path_name(path) or 'their root'}, where only arrays of numbers, of NumPy or JAX, "
+            f"{what} have a{kind} at {name or 'their root'}, where only arrays of numbers, of NumPy or JAX, "
             "can be; give a pytree of such arrays, as from_linen, from_nnx and from_equinox make it of a live module"
         )
 
@@ -206,11 +257,11 @@ def check_trained(params: Params, what: str) -> None:
       InputError: A leaf is something else; the message names it.
     """
     check_arrays(params, what)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for name, leaf in named_leaves(params):
         if not jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.floating):
             found = f"an array of {leaf.dtype}" if hasattr(leaf, "dtype") else f"the number {leaf!r}"
             raise InputError(
-                f"{what} have {found} at {path_name(path) or 'their root'}, and only real floating-point numbers are "
+                f"{what} have {found} at {name or 'their root'}, and only real floating-point numbers are "
                 "trained; put it into the model state, or close over it"
             )
 
@@ -266,7 +317,10 @@ def _contract(a: jax.Array, b: jax.Array, kept_a: int = 0, kept_b: int = 0) -> j
 
 
 def vdot(a: PyTree, b: PyTree) -> jax.Array:
-    """Computes the dot product of two trees, leaf by leaf, in at least float32. The result has shape ()."""
+    """Computes the dot product of two trees, leaf by leaf, in at least float32. The result has shape ().
+
+    Inside `jax.shard_map` it is that of the shards at hand, which is for the caller to sum over the mesh axes.
+    """
     return sum((_contract(x, y) for x, y in zip_leaves(a, b)), start=jnp.zeros((), jnp.float32))
 
 
@@ -292,7 +346,7 @@ def is_placeholder(node: object) -> bool:
 
 
 def norm(tree: PyTree) -> jax.Array:
-    """Computes the Euclidean norm of a tree. The result has shape ()."""
+    """Computes the Euclidean norm of a tree. The result has shape (); inside `jax.shard_map` see `vdot`."""
     return jnp.sqrt(vdot(tree, tree))
 
 
@@ -300,7 +354,8 @@ def not_finite(tree: PyTree, known: Mapping[tuple[str, str], np.ndarray] | None 
     """Finds the arrays with numbers that are not finite. Only flags are copied to the host.
 
     Args:
-      tree: A pytree of arrays, of which those of other than floating-point numbers count as finite.
+      tree: A pytree of arrays, of which those of other than floating-point numbers count as finite, and so do those
+        that jit, vmap or `shard_map` trace, whose numbers cannot be seen.
       known: The entries that do not count, as `entries_not_finite` returns them for a tree of the same shapes. By
         default all count.
 
@@ -315,8 +370,10 @@ def not_finite(tree: PyTree, known: Mapping[tuple[str, str], np.ndarray] | None 
             for kind, mask in found.items()
         }
 
-    names, leaves = leaf_names(tree), jax.tree.leaves(tree)
-    flags = jax.device_get(_not_finite(leaves, [*map(masks, names, leaves)]))
+    seen = [(name, leaf) for name, leaf in named_leaves(tree) if not isinstance(leaf, jax.core.Tracer)]
+    names, leaves = [name for name, _ in seen], [leaf for _, leaf in seen]
+    with jax.ensure_compile_time_eval():  # Some arrays may be traced where others are not.
+        flags = jax.device_get(_not_finite(leaves, [*map(masks, names, leaves)]))
     return {(name, kind) for name, found in zip(names, flags, strict=True) for kind, flag in found.items() if flag}
 
 
@@ -377,19 +434,19 @@ def check_mask(mask: Mask, tree: PyTree) -> None:
 
 def _check_shapes(other: PyTree, tree: PyTree, what: str, advice: str, *, single: bool = False) -> None:
     """Refuses a tree of another structure or other shapes than a first one. With `single`, it may have shapes ()."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_placeholder)
+    leaves = named_leaves(tree, is_leaf=is_placeholder)
     structure: Any = jax.tree.structure(tree, is_leaf=is_placeholder)
     try:
         others = structure.flatten_up_to(other)
     except ValueError as error:
         raise InputError(f"{what} is another tree than that of the arrays: {error}; {advice}") from error
-    for (path, leaf), found in zip(leaves, others, strict=True):
+    for (name, leaf), found in zip(leaves, others, strict=True):
         expected = jnp.shape(leaf) if not is_placeholder(leaf) else None
         shape = () if isinstance(found, bool | int | float) else getattr(found, "shape", None)
         if expected is None or shape == expected or (single and shape == ()):
             continue
         kind = f"a {type(found).__name__}" if shape is None else f"shape {shape}"
-        raise InputError(f"{what} has {kind} at {path_name(path) or 'its root'} and needs shape {expected}; {advice}")
+        raise InputError(f"{what} has {kind} at {name or 'its root'} and needs shape {expected}; {advice}")
 
 
 def copy(tree: PyTree) -> PyTree:
@@ -421,6 +478,21 @@ def manual_axes() -> tuple[str, ...]:
     There, an array may be one device's shard of a larger one. Elsewhere the result is empty.
     """
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def check_whole_arrays(what: str, advice: str) -> None:
+    """Refuses to compute inside `jax.shard_map` what needs whole arrays.
+
+    Args:
+      what: What is computed of whole arrays, a clause for the message.
+      advice: What to do instead, for the message.
+
+    Raises:
+      InputError: It is called inside `shard_map`.
+    """
+    if manual := manual_axes():
+        axes = ", ".join(map(repr, manual))
+        raise InputError(f"{what}, and inside shard_map over {axes} only a shard is at hand; {advice}")
 
 
 def varying_axes(array: jax.Array) -> frozenset[str]:

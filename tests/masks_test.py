@@ -1,5 +1,6 @@
 """Exact masks against a stable sort in NumPy; frozen weights that stay bit-equal under decay and momentum."""
 
+import functools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -292,6 +293,17 @@ class TestKeptFraction:
     def test_keeping_what_is_no_share_is_refused(self, kept):
         with pytest.raises(InputError, match=f"kept must lie above 0 and at most at 1, got {kept}"):
             masks.kept_fraction_mask(jnp.arange(6.0), kept)
+
+
+def test_shards_are_refused_where_the_whole_is_counted_or_ranked():
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    for function, advice in ((masks.count_marked, "count them outside"), (masks.kth_largest, "rank them outside")):
+        arguments = {} if function is masks.count_marked else {"k": 1}
+        by_hand = functools.partial(function, **arguments)
+        by_hand = jax.shard_map(by_hand, mesh=mesh, in_specs=jax.P("rows"), out_specs=jax.P())
+        message = f"over the whole network, and inside shard_map over 'rows' only a shard is at hand; {advice}"
+        with pytest.raises(InputError, match=message):
+            by_hand(jnp.ones(4))
 
 
 def test_restrict_clears_what_is_not_selected():

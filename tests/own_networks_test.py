@@ -212,6 +212,14 @@ def test_an_image_that_cannot_be_is_refused(flatten, words):
         to_state_dict(trained.params, trained.model_state, flatten=flatten)
 
 
+def test_arrays_in_boxes_of_flax_have_the_names_of_plain_ones():
+    layer = nn.Dense(3, kernel_init=nn.with_partitioning(nn.initializers.ones, (None, "m")))
+    boxed = {"fc": layer.init(jax.random.key(0), jnp.ones((1, 4)))["params"]}
+    written = to_state_dict(boxed, {}, flatten={})
+    assert sorted(written) == ["fc.bias", "fc.weight"]
+    assert written["fc.weight"].shape == (3, 4)
+
+
 def test_layers_whose_axes_no_name_tells_are_refused():
     attention = nn.MultiHeadDotProductAttention(2, qkv_features=8).init(KEY, jnp.zeros((1, 3, 8)))["params"]
     with pytest.raises(WeightsError, match="is an attention projection of three axes"):

@@ -1,5 +1,6 @@
 """Re-initialisation: what stays is bit-equal, what is drawn has the promised distribution."""
 
+import functools
 import math
 
 import chex
@@ -13,6 +14,7 @@ from flax import nnx
 
 from scissorhands_jax import reinit, trees
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.methods.trimming import trimming_mask
 from scissorhands_jax.models import from_equinox, from_nnx
 
 KEY = jax.random.key(0)
@@ -225,6 +227,27 @@ def test_published_zeroes_the_biases_of_every_framework():
         assert found == ["cell/bias", "cell/bias_n", "query/bias", "torch/bias_hh", "torch/bias_ih"]
 
 
+@pytest.mark.parametrize("initializer", ["published", "uniform"])
+def test_boxed_parameters_are_drawn_and_trimmed_like_plain_ones(initializer):
+    initializer = reinit.published() if initializer == "published" else initializer
+    module = nnx.Dict(
+        att=nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0)), emb=nnx.Embed(5, 8, rngs=nnx.Rngs(0))
+    )
+    state = nnx.state(module, nnx.Param)
+    partitioned = nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.ones, (None, "m")), name="dense")
+    partitioned = partitioned.init(KEY, jnp.ones((1, 6)))["params"]
+    for boxed, plain in ((state, nnx.to_pure_dict(state)), (partitioned, nn.unbox(partitioned))):
+        drawn = [
+            reinit.reinitialize(KEY, tree, jax.tree.map(lambda leaf: True, tree), initializer=initializer)
+            for tree in (boxed, plain)
+        ]
+        assert bits(drawn[0]) == bits(drawn[1])
+        ones = [jax.tree.map(jnp.ones_like, tree) for tree in (boxed, plain)]
+        masks, leaves = zip(*(trimming_mask(tree, tree, fraction=0.5) for tree in ones), strict=True)
+        assert bits(masks[0]) == bits(masks[1])
+        assert jax.tree.leaves(leaves[0]) == jax.tree.leaves(leaves[1])
+
+
 def test_a_mask_has_the_shapes_of_the_weights_or_one_bool_for_an_array():
     params = {"w": jnp.zeros((3, 3)), "v": jnp.zeros(3)}
     marks = {"w": jnp.eye(3, dtype=bool), "v": jnp.zeros(3, bool)}
@@ -280,6 +303,15 @@ def test_a_name_stands_for_its_initializer():
         draw("unifrom")
     with pytest.raises(InputError, match=r"the initializer is 0\.1; give a function"):
         draw(0.1)
+
+
+def test_a_shard_is_refused():
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    draw = functools.partial(reinit.reinitialize, KEY, mask=True, initializer="uniform")
+    by_hand = jax.shard_map(draw, mesh=mesh, in_specs=jax.P("rows"), out_specs=jax.P("rows"))
+    message = "inside shard_map over 'rows' only a shard is at hand; draw them outside of it"
+    with pytest.raises(InputError, match=message):
+        by_hand(jnp.ones((4, 3)))
 
 
 def test_works_inside_jit():

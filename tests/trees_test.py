@@ -1,5 +1,6 @@
 """Selections by path, and dot products of trees against NumPy in float64."""
 
+import dataclasses
 import types
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from scissorhands_jax import trees
 from scissorhands_jax.errors import InputError
@@ -50,6 +53,40 @@ def test_names_are_paths_through_dicts_lists_and_named_tuples():
         "layer3/0/conv1/kernel",
         "layer30/kernel",
     ]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Valued:
+    """A module of somebody's own, with a field that is called like that of Flax's boxes."""
+
+    value: jax.Array
+
+
+def test_boxes_of_flax_add_nothing_to_names():
+    w = jnp.ones((2, 3))
+    boxed = {
+        "dense": {"kernel": nn.Partitioned(w, (None, "m")), "bias": nn.LogicallyPartitioned(w[0], ("m",))},
+        "value": nnx.Param(w),
+        "twice": nnx.Param({"value": nn.Partitioned(w, ()), "b": w}),
+    }
+    names = ["dense/bias", "dense/kernel", "twice/b", "twice/value", "value"]
+    assert trees.leaf_names(boxed) == names
+    assert [name for name, _ in trees.named_leaves(boxed)] == names
+    assert chosen(boxed, "dense/kernel|twice/value") == ["dense/kernel", "twice/value"]
+    assert trees.leaf_names(nnx.Param(w)) == [""]
+    shapes = trees.map_named(lambda name, leaf, other: (name, other.shape), boxed, boxed)
+    assert shapes["dense"]["bias"].value == ("dense/bias", (3,))
+    assert trees.leaf_names({"a": Valued(w), "b": {"value": w}}) == ["a/value", "b/value"]
+    with pytest.raises(InputError, match="the parameters have an array of bool at dense, and only"):
+        trees.check_trained({"dense": nnx.Param(w > 0)}, "the parameters")
+
+
+def test_names_of_a_module_are_those_of_its_pure_state():
+    module = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+    names = trees.leaf_names(nnx.to_pure_dict(nnx.state(module)))
+    assert "value/bias" in names
+    assert trees.leaf_names(nnx.state(module)) == trees.leaf_names(module) == names
 
 
 @pytest.mark.parametrize(
@@ -218,6 +255,18 @@ def test_what_is_not_finite_is_named_by_kind():
     }
     assert trees.not_finite(tree) == {("a", "nan"), ("a", "inf"), ("b/0", "inf")}
     assert trees.not_finite(tree["b"][1]) == trees.not_finite(()) == set()
+
+
+def test_traced_arrays_count_as_finite_and_others_are_still_looked_at():
+    bad, found = jnp.array([1.0, jnp.inf]), []
+
+    def look(leaf):
+        found.append(trees.not_finite({"a": leaf, "b": bad}))
+        return leaf
+
+    jax.jit(look)(bad)
+    jax.vmap(look)(bad)
+    assert found == [{("b", "inf")}] * 2
 
 
 def test_what_was_not_finite_before_is_known_by_entry():

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -96,10 +95,10 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
     def axes_of(name: str) -> tuple[int, int]:
         return spatial_axes or ((2, 3) if reinit.outputs_first(name) else (0, 1))
 
-    def transposed(path, leaf, chosen):  # The biases of Equinox's convolutions over volumes have four axes as well.
-        return chosen and leaf.ndim == 4 and not trees.is_vector(trees.path_name(path), leaf.shape)
+    def transposed(name, leaf, chosen):  # The biases of Equinox's convolutions over volumes have four axes as well.
+        return chosen and leaf.ndim == 4 and not trees.is_vector(name, leaf.shape)
 
-    selection = jax.tree_util.tree_map_with_path(transposed, params, trees.select(params, kernels))
+    selection = trees.map_named(transposed, params, trees.select(params, kernels))
     chosen = [
         (name, leaf.shape, tuple(leaf.shape[axis] for axis in axes_of(name)))
         for name, (leaf, is_kernel) in zip(trees.leaf_names(params), trees.zip_leaves(params, selection), strict=True)
@@ -119,8 +118,8 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
             )
     if all(lengths == (1, 1) for _, _, lengths in chosen):
         raise InputError("every kernel that ct is to transpose is 1 x 1, which changes nothing; name larger ones")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, is_kernel: jnp.swapaxes(leaf, *axes_of(trees.path_name(path))) if is_kernel else leaf,
+    return trees.map_named(
+        lambda name, leaf, is_kernel: jnp.swapaxes(leaf, *axes_of(name)) if is_kernel else leaf,
         params,
         selection,
     )

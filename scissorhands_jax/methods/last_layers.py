@@ -128,12 +128,13 @@ def _owners(learns: Selection, model_state: ModelState) -> tuple[Selection, Sele
     frozen = {layer(name) for name in names} - learning
 
     def owned_by(layers):
-        def owned(path, leaf):
-            whole = layer(trees.path_name(path))
+        def owned(name, leaf):
+            del leaf
+            whole = layer(name)
             known = whole in learning or whole in frozen
             return (whole if known else whole.partition("/")[2]) in layers
 
-        return jax.tree_util.tree_map_with_path(owned, model_state)
+        return trees.map_named(owned, model_state)
 
     return owned_by(learning), owned_by(frozen)
 

@@ -152,10 +152,10 @@ def _kernels(params: Params, where: Where) -> Selection:
     """The leaves that `MsgOptions.kernels` names."""
     axes = 4 if where is None and trees.has_image_kernels(params) else 2
 
-    def is_kernel(path, leaf, chosen):
-        return chosen and leaf.ndim >= axes and not trees.is_vector(trees.path_name(path), leaf.shape)
+    def is_kernel(name, leaf, chosen):
+        return chosen and leaf.ndim >= axes and not trees.is_vector(name, leaf.shape)
 
-    selection = jax.tree_util.tree_map_with_path(is_kernel, params, trees.select(params, where))
+    selection = trees.map_named(is_kernel, params, trees.select(params, where))
     if not any(jax.tree.leaves(selection)):
         raise InputError(
             f"kernels = {where!r} selects only biases, scales and other arrays with fewer than two axes; name kernels"

@@ -175,6 +175,7 @@ def salun_mask(
 
     In paper mode every example has the same weight in the sum and `round(fraction * n)` weights, at least one, are
     marked. In authors' mode every batch has the same weight, whatever its size, and `int(fraction * n)` are marked.
+    Under jit and vmap gradients that are not finite are not refused, because numbers cannot be seen there.
 
     Args:
       loss_fn: The loss, a mean over the examples of a batch.

@@ -249,6 +249,8 @@ class Repair:
     num_constraints: int
     semantics: Semantics
     pair: Pair
+    # By default a step holds whole networks, also where `training.sweeps` divides a sweep by `shard_map`.
+    axis_name: str | tuple[str, ...] = ()
 
     def projector(self, params: Params) -> optax.GradientTransformationExtraArgs:
         """The projection of the selected leaves."""
@@ -256,7 +258,7 @@ class Repair:
             self.num_constraints,
             margin=self.semantics.margin,
             eps=self.semantics.eps,
-            axis_name=(),  # A step holds whole networks, also where `training.sweeps` divides a sweep by `shard_map`.
+            axis_name=self.axis_name,
         )
         if self.project is None:
             return projector

@@ -72,13 +72,14 @@ def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
         forget = fisher(forget_key, forget_size)
         everything = fisher(all_key, forget_size + data_lib.size(data.retain))
         params, mask = dampen(params, forget, everything, selection=selection, dampening=dampening)
-        marked = int(masks.count_marked(mask))
-        _logger.log(
-            logging.INFO if marked else logging.WARNING,
-            "ssd dampened %d of %d weights",
-            marked,
-            trees.count_weights(params),
-        )
+        marked = masks.count_marked(mask)
+        if not isinstance(marked, jax.core.Tracer):
+            _logger.log(
+                logging.INFO if marked else logging.WARNING,
+                "ssd dampened %d of %d weights",
+                marked,
+                trees.count_weights(params),
+            )
         return params, model_state
 
     return edit(change, reads=("forget", "retain"))

@@ -52,6 +52,9 @@ def trim_network(
     The score of a weight w is `|E[dL_f/dw] * w|`, the connection sensitivity of SNIP (Lee et al., ICLR 2019), with the
     variants of `semantics`.
 
+    The function is pure, for jit and vmap. Numbers cannot be seen there, so scores that are not finite are not refused:
+    NaN counts as the largest score (`masks.top_fraction`).
+
     Args:
       key: The typed PRNG key that the fresh weights are drawn with.
       loss_fn: The general form of the loss, a mean over a batch.
@@ -106,6 +109,8 @@ def trimming_mask(
 ) -> tuple[Mask, Selection]:
     """Which weights are re-initialised: those with the largest scores, whatever these measure.
 
+    Under jit and vmap scores that are not finite are not refused, as for `trim_network`.
+
     Args:
       scores: One number for each weight, a pytree like `params`; see `saliency`.
       params: The parameters; only names and shapes are used.
@@ -141,12 +146,11 @@ def trimming_leaves(
       InputError: A pattern matches nothing, or nothing that can be trimmed.
     """
 
-    def allowed(path, leaf, chosen):
-        name = trees.path_name(path)
+    def allowed(name, leaf, chosen):
         vector = trees.is_vector(name, leaf.shape) and not semantics.trim_vectors
         return chosen and not vector and not (semantics.skip_bn_names and "bn" in name)
 
-    selection = jax.tree_util.tree_map_with_path(allowed, params, trees.select(params, trim))
+    selection = trees.map_named(allowed, params, trees.select(params, trim))
     if not any(jax.tree.leaves(selection)):
         spared = "biases and scales" if not semantics.trim_vectors else "arrays of BatchNorm by the name bn"
         if not semantics.trim_vectors and semantics.skip_bn_names:

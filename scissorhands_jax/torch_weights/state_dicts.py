@@ -261,8 +261,8 @@ def _slots(params: Params, model_state: ModelState, flatten: Flatten) -> dict[st
     statistics = {"mean": "running_mean", "var": "running_var", "count": _COUNTER}
     slots: dict[str, _Slot] = {}
     for tree, is_state in ((params, False), (model_state, True)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            parts = trees.path_name(path).split("/")
+        for leaf_name, leaf in trees.named_leaves(tree):
+            parts = leaf_name.split("/")
             names = {} if is_state else weights
             if is_state:
                 names = statistics if parts[0] == "batch_stats" else {}

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from scissorhands_jax import data as data_lib
 from scissorhands_jax.base import lift
@@ -51,6 +52,14 @@ def test_a_transposed_network_sees_in_transposed_images_what_the_original_sees_i
     after = features(transpose_kernels([first, second]), images.swapaxes(1, 2)).swapaxes(1, 2)
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
     assert abs(features(transpose_kernels([first, second]), images) - before).max() > 0.5
+
+
+def test_kernels_in_boxes_of_flax_are_known_by_their_name():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 3, 3)), jnp.float32)
+    for name in ("weight", "kernel"):
+        boxed = transpose_kernels({"conv": {name: nn.Partitioned(kernel, ())}})
+        plain = transpose_kernels({"conv": {name: kernel}})
+        assert same_bits(jax.tree.leaves(boxed), jax.tree.leaves(plain))
 
 
 def test_equinox_keeps_height_and_width_last():

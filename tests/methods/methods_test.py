@@ -355,6 +355,18 @@ def test_what_is_no_loss_network_or_optimizer_is_refused_by_name(factory):
             factory(**given | {name: WRONG[name][0]}, **needed)
 
 
+@pytest.mark.parametrize("name", ["scissorhands", "salun", "msg", "ssd", "sfron"])
+def test_networks_whose_weights_are_scored_may_be_mapped_over(name):
+    params, model_state = original()
+
+    def begun(params):
+        return build(name).init(KEY, params, model_state, DATA).params
+
+    mapped = jax.vmap(begun)(jax.tree.map(lambda leaf: leaf[None], params))
+    expected = jax.tree.map(lambda leaf: leaf[None], begun(params))
+    chex.assert_trees_all_close(mapped, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_what_takes_a_loss_or_a_key_without_options_refuses_another_form():
     params, model_state = original()
     with pytest.raises(InputError, match=r"give lift\(loss_fn\)"):

@@ -101,6 +101,28 @@ def test_a_trainer_trims_a_network_itself():
         sh.trim_network(KEY, tiny.loss(), params, model_state, [], fraction=0.2, initializer="unifrom")
 
 
+def test_a_shard_is_refused_unless_it_is_said_how_parameters_lie():
+    params, model_state = tiny.start()
+    mesh = jax.make_mesh((1,), ("rows",))
+
+    def by_hand(**options):
+        def gradient(params):
+            return sh.scissorhands_gradient(tiny.loss(), ceiling=5.0, **options)(params, model_state, FORGET, RETAIN)[0]
+
+        specs = {"in_specs": jax.P(), "out_specs": jax.P()}
+        return jax.jit(jax.shard_map(gradient, mesh=mesh, check_vma=False, **specs))(params)
+
+    message = "inside shard_map over 'rows' only a shard is at hand; give scissorhands_gradient axis_name="
+    with pytest.raises(InputError, match=message):
+        by_hand()
+    alone, _, _ = sh.scissorhands_gradient(tiny.loss(), ceiling=5.0)(params, model_state, FORGET, RETAIN)
+    for axes in ((), "rows", ["rows"]):
+        chex.assert_trees_all_close(by_hand(axis_name=axes), alone, rtol=1e-5, atol=1e-7)
+    with pytest.raises(InputError, match="axis_name names 'cols'"):
+        by_hand(axis_name="cols")
+    by_hand(projected=False)
+
+
 def test_a_way_of_pairing_that_cannot_be_meant_is_refused():
     with pytest.raises(InputError, match="pair"):
         sh.scissorhands_gradient(tiny.loss(), pair="vmpa")

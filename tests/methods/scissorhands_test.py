@@ -241,6 +241,24 @@ class TestTrim:
             _, trimmed = self.trim(LOSS, original(), semantics=Semantics(saliency_train=train))
             assert int(trimmed.model_state["count"]) == moved
 
+    @pytest.mark.parametrize("mode", ["paper", "authors"])
+    def test_it_is_compiled_and_mapped_over_keys_and_networks_like_any_pure_function(self, mode):
+        def trimmed(key, params):
+            batches = [DATA.forget]
+            options = {"fraction": 0.3, "initializer": "uniform", "semantics": SEMANTICS[mode]}
+            return trim_network(key, lift(plain_loss), params, (), batches, **options)
+
+        keys, params = jax.random.split(KEY), original()[0]
+        networks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), params)
+        alone = [trimmed(keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], networks)) for i in range(2)]
+        expected = jax.tree.map(lambda *each: jnp.stack(each), *alone)
+        mapped = jax.jit(jax.vmap(trimmed))(keys, networks)
+        assert same_bits(mapped.mask, expected.mask)
+        chex.assert_trees_all_close(mapped, expected, rtol=1e-6, atol=1e-7)
+        compiled = jax.jit(trimmed)(keys[0], params)
+        assert same_bits(compiled.mask, alone[0].mask)
+        chex.assert_trees_all_close(compiled, alone[0], rtol=1e-6, atol=1e-7)
+
     def test_vectors_and_bn_names_are_trimmed_only_on_demand(self):
         vector, matrix = jnp.ones(6), jnp.ones((6, 3))
         params = {"bn1": {"scale": vector, "kernel": matrix}, "downsample": {"scale": vector}}

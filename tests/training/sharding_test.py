@@ -1,5 +1,6 @@
 """Networks and batches over many devices give what one device gives, ungathered; 8 virtual CPU devices, one process."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -58,6 +59,8 @@ CHECKS = (
     "shards are projected as the whole, unchecked",
     "a shard is refused by the projection",
     "a shard is refused by the ranking",
+    "shards follow the gradient of the whole",
+    "a shard is refused by the gradient",
     "a convolution of shards",
     "packed text",
     "both gradients of a pair, both ways",
@@ -492,6 +495,7 @@ def _check_shards(report, near, tree, rows) -> None:
     import jax.numpy as jnp
 
     from scissorhands_jax import masks
+    from scissorhands_jax.methods import scissorhands_gradient
     from scissorhands_jax.models.cpu_convolution import conv_general_dilated
     from scissorhands_jax.projection import project_gradient
 
@@ -533,6 +537,34 @@ def _check_shards(report, near, tree, rows) -> None:
     ranked = jax.shard_map(lambda s: masks.top_fraction(s, 0.1), mesh=mesh, in_specs=(places,), out_specs=places)
     found = refusal(lambda: ranked(scores))
     report("a shard is refused by the ranking", "only a shard is at hand" in found, found)
+
+    def squares(params, model_state, batch, *, train, key, psum):
+        del train, key
+        losses = jnp.sum((params["bias"] + batch @ params["wide"]) ** 2)
+        return (jax.lax.psum(losses, "model") if psum else losses) / len(batch), model_state
+
+    weights = {"bias": jnp.ones(()), "wide": jax.random.normal(jax.random.key(1), (3, 16))}
+    retain = jax.random.normal(jax.random.key(2), (5, 3))
+    specs = {"bias": jax.P(), "wide": jax.P(None, "model")}
+
+    def step_of(psum, **options):
+        loss_fn = functools.partial(squares, psum=psum)
+        gradient_of = scissorhands_gradient(loss_fn, forget_weight=0.5, **options)
+
+        def step(params):
+            gradient, _, metrics = gradient_of(params, (), retain[:3] + 0.1, retain)
+            return gradient, metrics
+
+        return step
+
+    def by_hand(**options):
+        step = step_of(True, **options)
+        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=(specs, jax.P())))(weights)
+
+    whole = step_of(False)(weights)
+    report("shards follow the gradient of the whole", near(whole, by_hand(axis_name="model")) and whole[1]["projected"])
+    found = refusal(by_hand)
+    report("a shard is refused by the gradient", "give scissorhands_gradient axis_name=" in found, found)
 
     images, kernel = jnp.ones((64, 16, 16, 32)), jax.random.normal(jax.random.key(0), (3, 3, 32, 32))
 
