@@ -357,6 +357,21 @@ def microbatches_of(loss_fn: StatefulLossFn) -> int:
     return microbatches_of(loss_fn.loss_fn) if isinstance(loss_fn, LossWithin) else 1
 
 
+class DrawingLoss:
+    """A loss that draws in evaluation too, as that of diffusion draws timesteps and noise.
+
+    Without a key it always draws the same, so each batch of an estimate needs a key of its own (`drawing_key`).
+    """
+
+
+def drawing_key(loss_fn: StatefulLossFn, key: Key) -> Key | None:
+    """The key of a pass in evaluation mode: the given one for a `DrawingLoss`, None where nothing is random."""
+    loss_fn = unfrozen(loss_fn)
+    if isinstance(loss_fn, LossWithin):
+        return drawing_key(loss_fn.loss_fn, key)
+    return key if isinstance(loss_fn, DrawingLoss) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class LossWithin:
     """Another loss, of which more is known."""
@@ -444,6 +459,9 @@ class _Microbatched(LossWithin):
         def mean_loss(params, model_state, examples, key):
             loss, model_state = self.loss_fn(params, model_state, examples, train=train, key=key)
             return loss, (model_state, {})
+
+        if key is None:  # The parts of one batch are not to draw the same.
+            key = drawing_key(self.loss_fn, jax.random.key(0))
 
         loss, (model_state, _) = microbatches.accumulated(mean_loss, self.parts)(params, model_state, batch, key)
         return loss, model_state

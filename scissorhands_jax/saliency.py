@@ -103,7 +103,12 @@ def gradient_sum(
 
 
 def diagonal_fisher(
-    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
+    loss_fn: StatefulLossFn,
+    params: Params,
+    model_state: ModelState,
+    batches: Iterable[PyTree],
+    *,
+    key: Key | None = None,
 ) -> Scores:
     """Estimates the diagonal of the empirical Fisher information: the mean over batches of `(dL/dw)^2`.
 
@@ -117,6 +122,8 @@ def diagonal_fisher(
       params: The parameters, with respect to which the loss is differentiated.
       model_state: The state of the network, which evaluation does not move.
       batches: Pytrees of arrays with a leading example axis. They are read once, one at a time.
+      key: A typed PRNG key, which is folded with the position of the batch, for a loss that draws in evaluation mode
+        too, such as noise (`losses.drawing_key`). By default nothing is random.
 
     Returns:
       A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
@@ -124,7 +131,7 @@ def diagonal_fisher(
     Raises:
       InputError: There is no batch, or JAX cannot take an array.
     """
-    sums = _sum(loss_fn, params, model_state, batches, measure=jnp.square, weighted=False)
+    sums = _sum(loss_fn, params, model_state, batches, measure=jnp.square, weighted=False, key=key)
     return _divided(sums.gradient, sums.weight)
 
 

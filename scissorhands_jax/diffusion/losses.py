@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from scissorhands_jax.base import Key, Model, ModelState, Params, PyTree, Scalar, StatefulLossFn
 from scissorhands_jax.diffusion.schedules import SD_V1_SCHEDULE, Schedule, add_noise, training_target
 from scissorhands_jax.diffusion.unet import Noisy
+from scissorhands_jax.losses import DrawingLoss
 
 
 def noise_loss(model: Model, schedule: Schedule = SD_V1_SCHEDULE) -> StatefulLossFn:
@@ -61,7 +62,7 @@ def guided_noise_loss(model: Model, guidance: float, schedule: Schedule = SD_V1_
 
 
 @dataclasses.dataclass(frozen=True)
-class _GuidedNoiseLoss:
+class _GuidedNoiseLoss(DrawingLoss):
     """Equal to other losses of the same network, like `_NoiseLoss`."""
 
     model: Model
@@ -79,7 +80,7 @@ class _GuidedNoiseLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class _NoiseLoss:
+class _NoiseLoss(DrawingLoss):
     """Equal to other losses of the same network, so that they share compiled code."""
 
     model: Model
@@ -94,7 +95,7 @@ class _NoiseLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ConceptLoss:
+class _ConceptLoss(DrawingLoss):
     """Equal to other losses of the same network, like `_NoiseLoss`."""
 
     model: Model

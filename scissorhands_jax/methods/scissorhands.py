@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from scissorhands_jax import data as data_lib
+from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import masks, projection, reinit, saliency, trees
 from scissorhands_jax.base import (
     Batch,
@@ -193,7 +194,8 @@ def scissorhands(
             # key the split gives. Another one would change what committed tables were computed with.
             key = jax.random.fold_in(jax.random.split(carry.key)[0], carry.step)
             batches = drawn(key, data, options.num_constraints)
-            held, _ = constraint_gradients(loss_fn, carry.params, carry.model_state, batches)
+            drawing = losses_lib.drawing_key(loss_fn, jax.random.fold_in(key, 1))
+            held, _ = constraint_gradients(loss_fn, carry.params, carry.model_state, batches, key=drawing)
         return carry._replace(aux=carry.aux._replace(constraint_grads=held, joint_step=jnp.zeros((), jnp.int32)))
 
     return Method(init, repair, _batches(semantics, sizes), begin_epoch)
@@ -341,7 +343,12 @@ class Repair:
 
 
 def constraint_gradients(
-    loss_fn: StatefulLossFn, params: Params, model_state: ModelState, batches: Iterable[PyTree]
+    loss_fn: StatefulLossFn,
+    params: Params,
+    model_state: ModelState,
+    batches: Iterable[PyTree],
+    *,
+    key: Key | None = None,
 ) -> tuple[PyTree, jax.Array]:
     """The published code's memories, with our sign: running sums of eval-mode forget gradients, one row per batch.
 
@@ -350,14 +357,16 @@ def constraint_gradients(
       params: The parameters of the network.
       model_state: Its state.
       batches: K batches of the forget set.
+      key: A typed PRNG key, which is folded with the number of the batch, for a loss that draws in evaluation mode too.
 
     Returns:
       A pytree like `params` with leaves of shape (K, ...), row k the sum of the first k + 1 gradients, and the losses
       of the batches, shape=(K,).
     """
     rows, losses, total = [], [], None
-    for batch in batches:
-        sums = saliency.gradient_sum(loss_fn, params, model_state, [batch])
+    for number, batch in enumerate(batches):
+        batch_key = None if key is None else jax.random.fold_in(key, number)
+        sums = saliency.gradient_sum(loss_fn, params, model_state, [batch], key=batch_key)
         total = _next_row(total, sums.gradient, sums.weight)
         rows.append(total)
         losses.append(sums.losses[0])

@@ -254,9 +254,9 @@ def _mask(
 
     def fisher(part: Dataset, part_key: Key, total: int) -> Scores:
         positions = data_lib.shuffled_batches(part_key, total, size)
-        scores = saliency.diagonal_fisher(
-            loss_fn, params, model_state, (data_lib.take(part, chosen) for chosen in positions)
-        )
+        drawing = losses.drawing_key(loss_fn, jax.random.fold_in(part_key, 1))
+        batches = (data_lib.take(part, chosen) for chosen in positions)
+        scores = saliency.diagonal_fisher(loss_fn, params, model_state, batches, key=drawing)
         saliency.check_finite(scores)
         return scores
 

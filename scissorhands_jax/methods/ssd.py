@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scissorhands_jax import data as data_lib
-from scissorhands_jax import masks, saliency, trees
+from scissorhands_jax import losses, masks, saliency, trees
 from scissorhands_jax.base import Data, Dataset, Key, Mask, Method, Model, ModelState, Params, Scores, StatefulLossFn
 from scissorhands_jax.errors import check_not_negative
 from scissorhands_jax.keywords import takes
@@ -64,7 +64,9 @@ def ssd(loss_fn: StatefulLossFn, options: SsdOptions) -> Method:
 
         def fisher(part_key: Key, total: int) -> Scores:
             positions = data_lib.shuffled_batches(part_key, total, size)
-            scores = saliency.diagonal_fisher(loss_fn, params, model_state, (_take(data, p) for p in positions))
+            drawing = losses.drawing_key(loss_fn, jax.random.fold_in(part_key, 1))
+            batches = (_take(data, p) for p in positions)
+            scores = saliency.diagonal_fisher(loss_fn, params, model_state, batches, key=drawing)
             saliency.check_finite(scores)
             return scores
 

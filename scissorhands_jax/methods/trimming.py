@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import masks, reinit, saliency, trees
 from scissorhands_jax.base import (
     Key,
@@ -69,8 +70,8 @@ def trim_network(
       trim: The leaves that are trimmed, as a pattern for `trees.select`, less those that the semantics leave alone: by
         default biases and scales. None is all others.
       semantics: The departures from Algorithm 1; none by default.
-      pass_key: The typed PRNG key of augmentation and dropout, where weights are scored in training mode. None does
-        without.
+      pass_key: The typed PRNG key of augmentation and dropout, where weights are scored in training mode, and of losses
+        that draw in evaluation mode too (`losses.drawing_key`). None does without.
 
     Raises:
       InputError: There is no batch, the key, the loss or the initializer is of another form, the fraction is out of its
@@ -87,7 +88,7 @@ def trim_network(
         batches,
         train=semantics.saliency_train,
         absolute=semantics.saliency_absolute,
-        key=pass_key if semantics.saliency_train else None,
+        key=pass_key if semantics.saliency_train or pass_key is None else losses_lib.drawing_key(loss_fn, pass_key),
     )
     scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
     losses, moved_state = sums.losses, sums.model_state

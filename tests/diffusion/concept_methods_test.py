@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from scissorhands_jax import Batch, Data, Model, run, trees
+from scissorhands_jax import Batch, Data, Model, lift, run, trees
 from scissorhands_jax.diffusion import anchors, losses, networks, schedules
 from scissorhands_jax.diffusion.concept_methods import (
     CONCEPT_METHODS,
@@ -25,6 +25,8 @@ from scissorhands_jax.diffusion.concept_methods.esd import partly_sampled
 from scissorhands_jax.diffusion.concept_methods.selective_amnesia import noisy_fisher
 from scissorhands_jax.diffusion.concept_methods.uce import edited_kernel
 from scissorhands_jax.errors import InputError
+from scissorhands_jax.losses import drawing_key, microbatched
+from scissorhands_jax.methods.scissorhands import constraint_gradients
 from scissorhands_jax.training.descriptions import describe_value
 from tests.comparison import same_bits
 
@@ -188,6 +190,53 @@ class TestEsd:
                 x = sampler.keep[number] * x + sampler.weights[number, 0] * (free + 3 * (asked - free))
             np.testing.assert_allclose(noisy.latents, x, rtol=1e-3, atol=1e-4)
         assert len(seen) >= 4
+
+
+def of_timesteps():
+    """A network with ten weights, each of which scales the latents at its own tenth of the timesteps."""
+
+    def apply(params, model_state, x, *, train, key=None):
+        return params["b"][x.timesteps // 100][:, None, None, None] * x.latents, model_state
+
+    return Model(lambda key: ({"b": jnp.full(10, 0.3)}, {}), apply)
+
+
+class TestDrawing:
+    """Every batch of an estimate draws timesteps and noise of its own, in evaluation mode too."""
+
+    MODEL = of_timesteps()
+    PARAMS = MODEL.init(jax.random.key(0))[0]
+
+    def images(self, count, scale):
+        latents = np.random.default_rng(count).normal(0, scale, (count, 4, 4, 4)).astype(np.float32)
+        return {"latents": latents, "context": np.zeros((count, 3, 8), np.float32)}
+
+    @pytest.mark.parametrize("parts", [1, 4])
+    def test_ssd_looks_at_all_timesteps_whatever_the_size_of_its_batches(self, parts):
+        settings = dataclasses.replace(CONCEPT_METHODS["ssd"], batch_size=4, microbatches=parts, selection=1.5)
+        data = Data(self.images(64, 4.0), self.images(640, 0.1))
+        carries = [settings.method(self.MODEL).init(jax.random.key(seed), self.PARAMS, {}, data) for seed in (0, 1)]
+        for carry in carries:
+            assert np.all(np.asarray(carry.params["b"])[:5] < 0.3)  # later timesteps are nearly noise in either set
+        assert not same_bits(carries[0].params, carries[1].params)
+
+    def test_each_constraint_of_an_epoch_and_each_epoch_draws_anew(self):
+        loss = losses.noise_loss(self.MODEL)
+        batches = [self.images(4, 1.0)] * 12
+        held, _ = constraint_gradients(loss, self.PARAMS, {}, batches, key=jax.random.key(0))
+        again, _ = constraint_gradients(loss, self.PARAMS, {}, batches, key=jax.random.key(1))
+        assert np.count_nonzero(held["b"][-1]) > 7  # of one draw, at most four of the ten would be
+        assert not same_bits(held, again)
+
+    def test_parts_of_a_batch_without_a_key_draw_apart(self):
+        whole = losses.noise_loss(self.MODEL)
+        images = self.images(1, 1.0)
+        same = {name: np.repeat(leaf, 12, axis=0) for name, leaf in images.items()}
+        divided = microbatched(whole, 12)
+        gradient = jax.grad(lambda p: divided(p, {}, same, train=False, key=None)[0])(self.PARAMS)
+        assert np.count_nonzero(gradient["b"]) > 5
+        assert drawing_key(divided, jax.random.key(3)) is not None
+        assert drawing_key(lift(lambda p, b: p["b"].sum()), jax.random.key(3)) is None
 
 
 class TestReplacing:
