@@ -31,10 +31,10 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
     Args:
       gram: The inner products of the constraint gradients, of shape (K, K); positive semi-definite.
       dots: The inner products of the objective's gradient with the constraint gradients, of shape (K,).
-      margin: The lower bound on every component. The default, 0, is that of the paper.
+      margin: The lower bound on the components, one for all or of shape (K,). The default, 0, is that of the paper.
 
     Returns:
-      The dual variables v, of shape (K,) and at least float32.
+      The dual variables v, of shape (K,) and at least float32. They are NaN where `gram` holds NaN or infinity.
 
     Raises:
       InputError: There are more than 10 constraints, or `gram` or `dots` is complex.
@@ -60,7 +60,7 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
         square = gram[0, 0]
         # The inner `where` keeps a division by zero, and so NaN, out of the branch that is not taken.
         free = jnp.where(square > 0, shifted / jnp.where(square > 0, square, 1), 0)
-        return margin + jnp.maximum(free, 0)
+        return _unless_broken(gram, margin + jnp.maximum(free, 0))
     # Squared gradients range over many orders of magnitude. In units in which every constraint has length 1 and the
     # largest dot product is 1, no square underflows.
     length = jnp.sqrt(jnp.diagonal(gram))
@@ -73,17 +73,28 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
     # right-hand side is 0, so that all systems have one size and the components at the margin come out as u = 0.
     free = jnp.asarray(np.array(list(itertools.product((False, True), repeat=count))))
     systems = jnp.where(free[:, :, None] & free[:, None, :], gram, jnp.eye(count, dtype=dtype))
+    # Singular systems are not needed: with linearly dependent constraints a smaller set of free components reaches the
+    # same objective. The first row, u = 0, is always feasible. They are not solved, as that would divide zero by zero.
+    singular = jnp.any(jnp.diagonal(jax.lax.linalg.lu(systems)[0], axis1=1, axis2=2) == 0, axis=1)
+    systems = jnp.where(singular[:, None, None], jnp.eye(count, dtype=dtype), systems)
     values = jnp.linalg.solve(systems, jnp.where(free, shifted, 0)[:, :, None])[:, :, 0]
-    # Singular systems, whose values may be NaN or infinite, are not needed: with linearly dependent constraints a
-    # smaller set of free components reaches the same objective. The first row, u = 0, is always feasible.
-    feasible = jnp.all(jnp.isfinite(values) & (values >= 0), axis=1)
+    feasible = ~singular & jnp.all(jnp.isfinite(values) & (values >= 0), axis=1)
     values = jnp.where(feasible[:, None], values, 0)
     objective = 0.5 * jnp.einsum("sk,kl,sl->s", values, gram, values) - values @ shifted
     # A nearly singular system can have a huge solution with the same objective to rounding as an ordinary one. A
     # penalty of the size of the rounding error breaks the tie in favour of the small solution.
     objective += jnp.finfo(dtype).eps * jnp.sum(values**2, axis=1)
     best = jnp.argmin(jnp.where(feasible & jnp.isfinite(objective), objective, jnp.inf))
-    return margin + values[best] * unit / length
+    return _unless_broken(gram, margin + values[best] * unit / length)
+
+
+def _unless_broken(gram: jax.Array, dual: jax.Array) -> jax.Array:
+    """The dual variables, or NaN where the Gram matrix is not finite."""
+    return jnp.where(_is_finite(gram), dual, jnp.sum(gram * 0))
+
+
+def _is_finite(gram: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(gram))
 
 
 class ProjectGradientState(NamedTuple):
@@ -114,7 +125,9 @@ def project_gradient(
     | case | result |
     | --- | --- |
     | no `<g, c_k>` is positive | g, bit for bit |
-    | c_k = 0, or its square underflows (norm below 1e-19 in float32) | that constraint is ignored |
+    | c_k = 0, or all its entries lie below 1.2e-38, in float32 | that constraint is ignored |
+    | c_k holds NaN or infinity | NaN |
+    | g and c_k are trees without arrays, as for a label of `optax.partition` that no leaf has | g |
     | margin > 0 and something is violated | every v_k is at least `margin`: an extra ascent step (published code) |
 
     Put it before weight decay and momentum, and keep its state apart from the optimizer's if some steps skip the
@@ -156,10 +169,17 @@ def project_gradient(
         _check_axes(axes)
         constraint_grads = _check_constraints(constraint_grads, updates, num_constraints)
         _check_real({"the gradient": updates, "constraint_grads": constraint_grads})
+        if not jax.tree.leaves(updates):
+            return updates, init(updates)
+        scale = _scales(constraint_grads, eps, axes)
+        constraint_grads = _scaled(constraint_grads, scale)
         dots = _summed(trees.stack_vdot, (constraint_grads, updates), axes)
         gram = _summed(trees.gram, (constraint_grads,), axes)
-        violated = jnp.any(dots > 0)
-        dual = solve_dual(gram + eps * jnp.eye(num_constraints, dtype=gram.dtype), dots, margin=margin)
+        # A constraint that is not finite counts as violated, so that it shows.
+        violated = jnp.any(dots > 0) | ~_is_finite(gram)
+        # Margin and eps are put into the units of the scaled constraints too.
+        added = (eps * scale * scale).astype(gram.dtype)
+        dual = solve_dual(gram + jnp.diag(added), dots, margin=margin / scale)
         # A positive margin bounds v only once something is violated; otherwise nothing is projected.
         dual = jnp.where(violated, dual, 0)
 
@@ -170,7 +190,7 @@ def project_gradient(
             return jnp.where(violated, projected.astype(g.dtype), g)
 
         # In one type whatever the gradients are in, so that a loop can carry it.
-        state = ProjectGradientState(dots.astype(jnp.float32), dual.astype(jnp.float32), violated)
+        state = ProjectGradientState((dots / scale).astype(jnp.float32), (dual * scale).astype(jnp.float32), violated)
         return jax.tree.map(subtract, updates, constraint_grads), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -253,13 +273,56 @@ def _described(value: Any) -> str:
     return f"shape {value.shape}" if hasattr(value, "shape") else f"a {type(value).__name__}"
 
 
+def _scales(constraint_grads: PyTree, eps: float | jax.Array, axes: Sequence[str] | None) -> jax.Array:
+    """For each constraint a power of two with which its largest entry lies near 1, so that no square overflows.
+
+    A projection does not depend on the lengths of its constraints, and multiplication by powers of two rounds nothing.
+    What `eps` outweighs is not made larger than that needs. One that is not finite gets 1. shape=(K,), float32
+    or wider
+    """
+
+    def largest(stack):
+        leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(stack)]
+        tops = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim)), initial=0) for leaf in leaves]
+        return functools.reduce(jnp.maximum, tops)
+
+    held = jax.lax.stop_gradient(constraint_grads)
+    top = _over_shards(largest, (held,), axes, jnp.maximum, jax.lax.pmax)
+    top = jnp.maximum(top, jnp.sqrt(jax.lax.stop_gradient(jnp.asarray(eps, top.dtype))))
+    limit = -int(jnp.finfo(top.dtype).minexp)
+    exponent = jnp.clip(jnp.frexp(jnp.where(jnp.isfinite(top), top, 0))[1], -limit, limit)
+    return jnp.ldexp(jnp.ones_like(top), -exponent)
+
+
+def _scaled(constraint_grads: PyTree, scale: jax.Array) -> PyTree:
+    """The constraints times their scales, in the types that they have where these can hold the scales."""
+
+    def times(leaf):
+        if jnp.finfo(leaf.dtype).minexp > jnp.finfo(scale.dtype).minexp:
+            leaf = leaf.astype(scale.dtype)
+        return leaf * scale.astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+
+    return jax.tree.map(times, constraint_grads)
+
+
 def _summed(product: Callable[..., jax.Array], operands: tuple[PyTree, ...], axes: Sequence[str] | None) -> jax.Array:
-    """Computes a sum over the leaves of trees of one structure, and over the shards along mesh axes.
+    """Computes a sum over the leaves of trees of one structure, and over the shards along mesh axes."""
+    return _over_shards(product, operands, axes, jnp.add, jax.lax.psum)
+
+
+def _over_shards(
+    function: Callable[..., jax.Array],
+    operands: tuple[PyTree, ...],
+    axes: Sequence[str] | None,
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    collective: Callable[[jax.Array, tuple[str, ...]], jax.Array],
+) -> jax.Array:
+    """Combines what a function says of the leaves of trees of one structure, and of their shards along mesh axes.
 
     Leaves are grouped by the axes that they vary along, since a leaf that is whole on every device counts once.
     """
     if not axes:
-        return product(*operands)
+        return function(*operands)
     groups: dict[tuple[str, ...], list[tuple[jax.Array, ...]]] = {}
     rows = list(zip(*map(jax.tree.leaves, operands), strict=True))
     varying = [frozenset().union(*map(trees.varying_axes, row)) for row in rows]
@@ -267,5 +330,5 @@ def _summed(product: Callable[..., jax.Array], operands: tuple[PyTree, ...], axe
     for row, found in zip(rows, varying, strict=True):
         along = tuple(axis for axis in axes if not tracked or axis in found)
         groups.setdefault(along, []).append(row)
-    sums = {along: product(*map(list, zip(*members, strict=True))) for along, members in groups.items()}
-    return functools.reduce(jnp.add, [jax.lax.psum(sum_, along) if along else sum_ for along, sum_ in sums.items()])
+    found_by = {along: function(*map(list, zip(*members, strict=True))) for along, members in groups.items()}
+    return functools.reduce(combine, [collective(one, along) if along else one for along, one in found_by.items()])

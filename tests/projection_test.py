@@ -131,12 +131,49 @@ class TestGuarantees:
             np.testing.assert_allclose(result / size, expected, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(scaled * length / size, dual, rtol=1e-4)
 
-    def test_constraints_too_small_to_square_leave_the_gradient_alone(self):
-        gradient = np.linspace(1, 2, 24)
-        for rows in ([gradient * 1e-30], [gradient * 1e-30, -gradient * 1e-30]):
-            result, dual, _ = project(gradient, np.asarray(rows))
-            np.testing.assert_array_equal(result, gradient.astype(np.float32))
-            assert not dual.any()
+    @pytest.mark.parametrize("length", [1e-33, 1e-25, 1e18, 1e30, 1e38])
+    def test_squares_of_constraints_neither_overflow_nor_underflow(self, length):
+        rng = np.random.default_rng(6)
+        rows = rng.uniform(-1, 1, size=(2, 24))
+        gradient = rng.normal(size=24) + rows.sum(axis=0)
+        for count in (1, 2):
+            expected, _, _ = project(gradient, rows[:count])
+            lengths = np.array([length, 1])[:count, None]  # one of ordinary length beside it
+            for lengths_now in (lengths, lengths[::-1]):
+                result, _, violated = project(gradient, rows[:count] * lengths_now)
+                assert violated
+                np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+    def test_scaling_by_powers_of_two_changes_no_bit(self):
+        rng = np.random.default_rng(7)
+        rows = rng.normal(size=(3, 24))
+        gradient = rng.normal(size=24) + rows.sum(axis=0)
+        expected, dual, _ = project(gradient, rows)
+        result, found, _ = project(gradient, rows * 2.0 ** np.array([[90], [-90], [3]]))
+        np.testing.assert_array_equal(result, expected)
+        np.testing.assert_array_equal(found * 2.0 ** np.array([90, -90, 3]), dual)
+
+    def test_margin_and_eps_are_in_the_units_of_the_constraints_however_long(self):
+        row = np.eye(24, dtype=np.float32)[0]
+        result, dual, _ = project(row, 1e30 * row[None], margin=0.5, eps=1e-3)
+        np.testing.assert_allclose((dual, result[:1]), [[0.5], [-0.5e30]], rtol=1e-6)
+        result, dual, _ = project(row, 1e-30 * row[None], eps=1e-3)
+        np.testing.assert_array_equal(result, row)
+        np.testing.assert_allclose(dual, [1e-27], rtol=1e-5)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_constraint_that_is_not_finite_shows(self, bad, count):
+        rows = -np.ones((count, 24))
+        rows[0, 3] = bad
+        result, dual, violated = project(np.ones(24), rows)
+        assert np.isnan(result).all()
+        assert np.isnan(dual).all()
+        assert violated
+
+    def test_a_constraint_of_zeros_leaves_a_gradient_that_is_not_finite_as_it_is(self):
+        gradient = np.where(np.arange(24) == 5, np.nan, 1).astype(np.float32)
+        np.testing.assert_array_equal(project(gradient, np.zeros((1, 24)))[0], gradient)
 
 
 class TestOneConstraint:
@@ -217,6 +254,17 @@ class TestSeveralConstraints:
         assert np.all(dual < 10)
         assert np.all(rows @ (gradient - dual @ rows) < 1e-5)
 
+    def test_singular_systems_divide_nothing_by_zero(self):
+        row = np.eye(3, dtype=np.float32)[0]
+        transform = projection.project_gradient(2)
+        with jax.debug_nans(True):
+            dual = projection.solve_dual(jnp.ones((2, 2)), jnp.array([1.0, 1.0]))
+            for other in (row, 0 * row, -row):
+                rows = jnp.stack([row, other])
+                result, _ = transform.update(jnp.array([1.0, 2.0, 3.0]), None, constraint_grads=rows)
+                np.testing.assert_array_equal(result, [0.0, 2.0, 3.0])
+        assert float(dual.sum()) == 1
+
 
 class TestTransformation:
     def problem(self, count=2, dtype=jnp.float32):
@@ -279,6 +327,22 @@ class TestTransformation:
         expected, _ = compiled(2)({"b": gradient["b"]}, {"b": rows["b"]})
         np.testing.assert_array_equal(result["a"], gradient["a"])
         np.testing.assert_allclose(result["b"], expected["b"], rtol=1e-5)
+
+    @pytest.mark.parametrize("axis_name", [None, ()])
+    def test_trees_without_arrays_are_left_as_they_are(self, axis_name):
+        gradient, rows = self.problem()
+        project_two = projection.project_gradient(2, axis_name=axis_name)
+        for tree in ({}, {"a": None}):
+            result, state = project_two.update(tree, project_two.init(tree), constraint_grads=tree)
+            assert result == tree
+            chex.assert_trees_all_equal(state, project_two.init(tree))
+        parts = {"kept": optax.identity(), "projected": project_two}
+        for transform in (
+            optax.partition(parts, {"a": "kept", "b": "kept"}),
+            optax.masked(project_two, {"a": False, "b": False}),
+        ):
+            result, _ = jax.jit(transform.update)(gradient, transform.init(gradient), constraint_grads=rows)
+            chex.assert_trees_all_equal(result, gradient)
 
     def test_masked_takes_whole_constraints_too(self):
         gradient, rows = self.problem()
