@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scissorhands_jax.base import Mask, Params, PyTree, Selection
-from scissorhands_jax.errors import InputError, listed
+from scissorhands_jax.errors import InputError, check_whole, listed
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ Where = str | Callable[[str, jax.Array], bool] | None
 """How to choose leaves: a regular expression over their names, a predicate `(name, leaf) -> bool`, or `None` for all.
 
 See `select`.
+"""
+
+Stacked = Where | Mapping[str, int]
+"""Which arrays hold several layers along their first axes; see `stacked_axes`.
+
+A pattern or predicate as of `select` names arrays with one such axis; a mapping gives the number of such axes for each
+pattern; `None` says nothing.
 """
 
 _BOXES = ("Variable", "VariableState", "AxisMetadata")  # of which nnx.Param and nn.Partitioned are kinds
@@ -177,6 +184,91 @@ def is_vector(name: str, shape: tuple[int, ...]) -> bool:
       name, shape: As for `is_bias`.
     """
     return len(shape) < 2 or is_bias(name, shape) or name.rpartition("/")[2] == "scale"
+
+
+def stacked_axes(params: PyTree, stacked: Stacked = None) -> PyTree:
+    """Counts the first axes of each array along which layers are stacked, as scanned and mapped modules stack theirs.
+
+    Every rule about the axes of a layer (`is_vector`, `reinit.fan_in`) holds for what is left without them. By its name
+    and shape alone a stack of dense layers, (layers, inputs, outputs), is a convolution, (width, inputs, outputs). The
+    bias next to it tells: (layers, outputs) in the one case, (outputs,) in the other. So does a `scale` of two axes,
+    where there are kernels around it. What they tell then holds for the largest module around them of which all arrays
+    begin with the same axes. What nothing tells of counts as not stacked, so that `stacked` has to say it.
+
+    Args:
+      params: A pytree of arrays; only names and shapes are used.
+      stacked: A pattern or predicate for `select`, of the arrays whose first axis is one of layers; or a mapping from
+        patterns to the numbers of such axes, of which the last that matches counts. What it does not select is as the
+        arrays tell.
+
+    Returns:
+      A pytree of Python integers with the structure of `params`.
+
+    Raises:
+      InputError: A pattern matches nothing, a number is no whole one of at least 0, or an array has fewer axes.
+    """
+    names, shapes = leaf_names(params), [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    counts = _told_by_others(names, shapes)
+    rules = stacked if isinstance(stacked, Mapping) else {} if stacked is None else {stacked: 1}
+    for where, axes in rules.items():
+        check_whole("the number of stacked axes", axes, 0)
+        for position, chosen in enumerate(jax.tree.leaves(select(params, where))):
+            if chosen and len(shapes[position]) < axes:
+                raise InputError(
+                    f"stacked says that {names[position] or 'the array'} has {axes} axes of layers, and its shape is "
+                    f"{shapes[position]}; name arrays with more axes"
+                )
+            counts[position] = axes if chosen else counts[position]
+    return jax.tree.unflatten(jax.tree.structure(params), counts)
+
+
+def _told_by_others(names: list[str], shapes: list[tuple[int, ...]]) -> list[int]:
+    """The numbers of stacked axes that follow from the shapes of arrays next to each other."""
+    parts = [name.rpartition("/") for name in names]
+    biases = {module: shape for (module, _, last), shape in zip(parts, shapes, strict=True) if last == "bias"}
+    counts = [0] * len(names)
+
+    def begins(position: int, lead: tuple[int, ...]) -> bool:
+        last, shape = parts[position][2], shapes[position]
+        layer = 2 if last in ("kernel", "embedding") else int(last in ("bias", "scale") or last.startswith("weight"))
+        return shape[: len(lead)] == lead and len(shape) - len(lead) >= layer
+
+    def mark(module: str, lead: tuple[int, ...]) -> None:
+        found: list[int] = []
+        while True:
+            inside = [i for i, name in enumerate(names) if not module or name.startswith(f"{module}/")]
+            if not all(begins(i, lead) for i in inside):
+                break
+            found = inside
+            if not module:
+                break
+            module = module.rpartition("/")[0]
+        if any(len(shapes[i]) - len(lead) > 1 and not is_vector(names[i], shapes[i]) for i in found):
+            for i in found:
+                counts[i] = max(counts[i], len(lead))
+
+    for position, ((module, _, last), shape) in enumerate(zip(parts, shapes, strict=True)):
+        lead = shape[:-1] if last == "scale" else _lead(names[position], shape, biases.get(module))
+        if len(lead) > counts[position]:
+            mark(module, lead)
+    return counts
+
+
+def _lead(name: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The lengths of the stacked axes of a layer's weights, by the shape of its bias; () where it tells of none."""
+    *_, layer, last = ("", "", *name.split("/"))
+    if bias is None:
+        return ()
+    if last.startswith("weight"):  # Outputs come first, and the biases of Equinox's convolutions have further axes.
+        for axes in range(len(shape) - 1):
+            if bias[: axes + 1] == shape[: axes + 1] and set(bias[axes + 1 :]) <= {1}:
+                return shape[:axes]
+    elif last == "kernel":  # In Flax's attention, heads and features are outputs.
+        for outputs in (2, 1) if layer in ("query", "key", "value") else (1,):
+            axes = len(bias) - outputs
+            if 0 <= axes < len(shape) - outputs and bias == shape[:axes] + shape[-outputs:]:
+                return shape[:axes]
+    return ()
 
 
 def is_typed(leaf: Any) -> bool:
@@ -505,10 +597,16 @@ def varying_axes(array: jax.Array) -> frozenset[str]:
     return getattr(kind, "vma", frozenset()) if tracked is None else tracked.varying
 
 
-def has_image_kernels(params: PyTree) -> bool:
+def has_image_kernels(params: PyTree, stacked: Stacked = None) -> bool:
     """Says whether any array has four axes or more, as the kernels of convolutions over images have.
 
-    XLA computes such convolutions several times more slowly inside a loop (on CPU) or mapped over kernels (on any
-    device), so code that can avoid both asks this first. Only the shapes matter.
+    Axes along which layers are stacked do not count. XLA computes such convolutions several times more slowly inside a
+    loop (on CPU) or mapped over kernels (on any device), so code that can avoid both asks this first. Only names and
+    shapes matter.
+
+    Args:
+      params: A pytree of arrays.
+      stacked: Which of them hold several layers, as for `stacked_axes`.
     """
-    return any(jnp.ndim(leaf) >= 4 for leaf in jax.tree.leaves(params))
+    axes = stacked_axes(params, stacked)
+    return any(jnp.ndim(leaf) - count >= 4 for leaf, count in zip_leaves(params, axes))
