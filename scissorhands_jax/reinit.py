@@ -46,7 +46,7 @@ def reinitialize(
 
     Args:
       key: A typed PRNG key.
-      params: A pytree of floating point arrays.
+      params: A pytree of floating point arrays. Floats of Python count as arrays.
       mask: A pytree of bools with the structure and shapes of `params`, where a single bool may stand for a whole
         array. Weights marked True are replaced.
       initializer: `(key, shape, dtype) -> array`, one from this module or from `jax.nn.initializers`; its name in
@@ -60,7 +60,8 @@ def reinitialize(
       A new pytree like `params`.
 
     Raises:
-      InputError: The initializer is none of these, the mask has another structure or other shapes than `params`, or the
+      InputError: The initializer is none of these, a leaf that may change is no array of real floating-point numbers,
+        `trim` is of another form, the mask has another structure or other shapes than `params`, or the
         function is called inside `shard_map`, where every shard would be drawn alike and in its own size.
     """
     trees.check_whole_arrays(
@@ -68,17 +69,20 @@ def reinitialize(
     )
     initializer = initializer_of(initializer)
     trees.check_mask(mask, params)
+    if trim is None:
+        trim = trees.select(params, None)
+    trees.check_selection(trim, params)
+    trees.check_trained(jax.tree.map(lambda chosen, leaf: leaf if chosen else None, trim, params), "the parameters")
+    params = trees.as_arrays(params)
 
     def leaf(position, name, weights, marked, chosen, axes):
-        if not chosen:
+        if not chosen or not weights.size:
             return weights
         draw = _of_leaf(initializer, name)
         draw = _OfLayers(draw, axes) if axes else draw
         fresh = _draw(draw, jax.random.fold_in(key, position), weights)
         return jnp.where(marked, fresh, weights)
 
-    if trim is None:
-        trim = trees.select(params, None)
     axes = trees.stacked_axes(params, stacked)
     rows = zip(trees.leaf_names(params), trees.zip_leaves(params, mask, trim, axes), strict=True)
     fresh = [leaf(position, name, *row) for position, (name, row) in enumerate(rows)]

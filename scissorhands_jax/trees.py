@@ -367,12 +367,42 @@ def count_weights(tree: PyTree, selection: Selection | None = None) -> int:
     """Counts the numbers in a tree, or in its selected leaves.
 
     Args:
-      tree: A pytree of arrays or `jax.ShapeDtypeStruct`s.
+      tree: A pytree of arrays, numbers of Python or `jax.ShapeDtypeStruct`s.
       selection: Which leaves count, as `select` returns it. By default all do.
+
+    Raises:
+      InputError: The selection is of another form.
     """
     if selection is None:
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-    return sum(leaf.size for leaf, chosen in zip_leaves(tree, selection) if chosen)
+        return sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+    check_selection(selection, tree)
+    return sum(np.size(leaf) for leaf, chosen in zip_leaves(tree, selection) if chosen)
+
+
+def check_selection(selection: Selection, tree: PyTree) -> None:
+    """Refuses a selection that does not say of every array as a whole whether it is chosen.
+
+    Args:
+      selection: The selection: a bool of Python, or a known one of shape (), for each array.
+      tree: The arrays that it is for.
+
+    Raises:
+      InputError: The selection is another tree, or something else stands in it; the message names the array.
+    """
+    advice = "give one bool for each whole array, as trees.select makes them of a pattern"
+    structure: Any = jax.tree.structure(tree)
+    try:
+        chosen = structure.flatten_up_to(selection)
+    except ValueError as error:
+        raise InputError(f"the selection is another tree than that of the arrays: {error}; {advice}") from error
+    for name, found in zip(leaf_names(tree), chosen, strict=True):
+        known = isinstance(found, _ARRAYS) and not isinstance(found, jax.core.Tracer)
+        if isinstance(found, bool) or (known and found.shape == () and found.dtype == bool):
+            continue
+        kind = f"a {type(found).__name__}"
+        if isinstance(found, _ARRAYS):
+            kind = f"{'an' if known else 'a traced'} array of {found.dtype} and shape {found.shape}"
+        raise InputError(f"the selection has {kind} at {name or 'its root'}; {advice}")
 
 
 def nbytes(tree: PyTree) -> int:

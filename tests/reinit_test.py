@@ -341,6 +341,22 @@ def test_a_name_stands_for_its_initializer():
         draw(0.1)
 
 
+def test_only_what_may_change_must_be_real_and_selections_fit():
+    draw = functools.partial(reinit.reinitialize, KEY, initializer="uniform")
+    params = {"w": jnp.ones((3, 2)), "n": jnp.arange(3), "s": 1.0, "none": jnp.ones((0, 3))}
+    marks = jax.tree.map(lambda leaf: True, params)
+    with pytest.raises(InputError, match="the parameters have an array of int32 at n, and only real floating-point"):
+        draw(params, marks)
+    fresh = draw(params, marks, trim=marks | {"n": False})
+    assert fresh["n"] is params["n"]
+    assert fresh["s"] == draw(params | {"s": jnp.float32(1)}, marks, trim=marks | {"n": False})["s"] != 1
+    assert fresh["none"].shape == (0, 3)
+    with pytest.raises(InputError, match="the selection is another tree than that of the arrays"):
+        draw(params, marks, trim={"w": True})
+    empty = reinit.reinitialize(KEY, jnp.ones((0, 3)), True, initializer=jax.nn.initializers.lecun_normal())
+    assert empty.shape == (0, 3)
+
+
 def test_a_shard_is_refused():
     mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     draw = functools.partial(reinit.reinitialize, KEY, mask=True, initializer="uniform")

@@ -388,6 +388,25 @@ def test_what_was_not_finite_before_is_known_by_entry():
     assert trees.not_finite({"a": jnp.full(2, jnp.nan)}, known) == {("a", "nan")}  # of another shape
 
 
+def test_a_selection_says_of_every_whole_array_whether_it_is_chosen():
+    tree = {"a": jnp.ones(3), "b": [jnp.ones((2, 2)), 1.0]}
+    good = {"a": True, "b": [np.bool_(False), jnp.array(True)]}
+    trees.check_selection(good, tree)
+    assert trees.count_weights(tree, good) == 4
+    assert trees.count_weights(tree) == 8
+    for bad, message in (
+        ({"a": True}, "the selection is another tree than that of the arrays: .*; give one bool for each whole array"),
+        (good | {"a": jnp.ones(3, bool)}, r"the selection has an array of bool and shape \(3,\) at a; give one bool"),
+        (good | {"a": 1}, "the selection has a int at a; give"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trees.check_selection(bad, tree)
+        with pytest.raises(InputError, match=message):
+            trees.count_weights(tree, bad)
+    with pytest.raises(InputError, match="the selection has a traced array of bool"):
+        jax.jit(lambda chosen: trees.count_weights(tree["a"], chosen))(True)
+
+
 def test_a_copy_survives_donation_of_the_original():
     tree = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
     copied = trees.copy(tree)

@@ -149,7 +149,12 @@ def smallest_in_each(scores: Scores, fraction: float, selection: Selection, stac
 
     Returns:
       A pytree of bools with the structure and shapes of `scores`.
+
+    Raises:
+      InputError: The selection is of another form.
     """
+
+    trees.check_selection(selection, scores)
 
     def leaf(values, chosen, axes):
         if not chosen or not values.size:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from scissorhands_jax import masks, reinit, saliency, trees
 from scissorhands_jax.base import (
@@ -59,7 +60,8 @@ def trim_network(
     Args:
       key: The typed PRNG key that the fresh weights are drawn with.
       loss_fn: The general form of the loss, a mean over a batch.
-      params: The parameters of the original network, a pytree of floating-point arrays; they are not changed.
+      params: The parameters of the original network, a pytree of floating-point arrays; they are not changed. Floats
+        of Python count as arrays.
       model_state: The state of the original network.
       batches: Batches of forget examples, at least one.
       fraction: The share of the ranked weights that is marked, above 0 and below 1. Those of trimmed leaves are
@@ -77,10 +79,12 @@ def trim_network(
 
     Raises:
       InputError: There is no batch, the key, the loss or the initializer is of another form, the fraction is out of its
-        range, a pattern matches nothing, or ranked scores are not finite.
+        range, a pattern matches nothing, a parameter is no real floating-point number, or ranked scores are not finite.
     """
     check_key(key)
     masks.check_fraction(fraction)
+    trees.check_trained(params, "the parameters")
+    params = trees.as_arrays(params)
     where: dict[str, Any] = {"rank": rank, "trim": trim, "semantics": semantics, "stacked": stacked}
     trimming_leaves(params, **where)  # refuses patterns before anything is computed
     initializer = reinit.initializer_of(initializer)
@@ -157,7 +161,7 @@ def trimming_leaves(
     """
 
     def allowed(name, leaf, chosen, axes):
-        vector = trees.is_vector(name, leaf.shape[axes:]) and not semantics.trim_vectors
+        vector = trees.is_vector(name, jnp.shape(leaf)[axes:]) and not semantics.trim_vectors
         return chosen and not vector and not (semantics.skip_bn_names and "bn" in name)
 
     selection = trees.map_named(allowed, params, trees.select(params, trim), trees.stacked_axes(params, stacked))

@@ -113,6 +113,16 @@ def test_a_small_leaf_has_a_rounded_number_of_marks(size, expected):
     assert np.asarray(mask["w"]).tolist() == [True] * expected + [False] * (size - expected)
 
 
+def test_an_empty_kernel_stays_empty():
+    params = {"w": jnp.ones((3, 2)), "none": jnp.ones((0, 3)), "bias": jnp.ones((0,))}
+    loss = lift(lambda p, x: jnp.mean(x) * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(p)))
+    begun = msg(loss, PLAIN_SGD, fraction=0.5).init(KEY, params, (), Data(jnp.ones((4, 1)), jnp.zeros((4, 1)))).params
+    assert begun["none"].shape == (0, 3)
+    assert int((begun["w"] != 1).sum()) == 3
+    with pytest.raises(InputError, match="the selection is another tree"):
+        smallest_in_each(params, 0.5, {"w": True})
+
+
 def test_all_of_a_small_leaf_can_be_marked_and_nothing_where_it_is_not_selected():
     scores = {"w": jnp.arange(3.0), "v": jnp.zeros((2, 2))}
     mask = smallest_in_each(scores, 0.9, {"w": True, "v": False})
