@@ -40,8 +40,8 @@ def top_fraction(scores: Scores, fraction: float, *, rank: Selection | None = No
       A pytree of bools with the structure and shapes of `scores`.
 
     Raises:
-      InputError: `fraction` is outside (0, 1), no leaf is ranked, a score is negative, or the function is called inside
-        `shard_map`, where only a shard of the scores is at hand.
+      InputError: `fraction` is outside (0, 1), no leaf is ranked, a score is negative or complex, `rank` is of another
+        form, or the function is called inside `shard_map`, where only a shard of the scores is at hand.
     """
     check_fraction(fraction)
     total = trees.count_weights(scores, rank)
@@ -149,19 +149,42 @@ def kept_fraction_mask(scores: Scores, kept: float, *, rank: Selection | None = 
 
 
 def restrict(mask: Mask, selection: Selection) -> Mask:
-    """Clears the mask on leaves that are not selected."""
+    """Clears the mask on leaves that are not selected.
+
+    Raises:
+      InputError: The mask is another tree than the selection, or the selection is of another form.
+    """
+    trees.check_selection(selection, mask)
     return jax.tree.map(lambda chosen, leaf: leaf if chosen else jnp.zeros_like(leaf), selection, mask)
 
 
-def count_marked(mask: Mask) -> jax.Array:
+def count_marked(mask: Mask, params: PyTree | None = None) -> jax.Array:
     """Counts the weights that a mask marks. The result is an integer of shape ().
 
+    Args:
+      mask: A pytree of arrays of bools.
+      params: The arrays that the mask is for. With them a single bool of the mask may stand for a whole array; by
+        default a bool of shape () is that of a single weight.
+
     Raises:
-      InputError: The function is called inside `shard_map`, where only a shard of the mask is at hand.
+      InputError: There is a bool of Python in the mask and no `params`, the mask does not fit them, or the function is
+        called inside `shard_map`, where only a shard of the mask is at hand.
     """
     trees.check_whole_arrays(
         "marks are counted over the whole network", "count them outside of it (sharded arrays are taken as they are)"
     )
+    if params is not None:
+        trees.check_mask(mask, params)
+        pairs = trees.zip_leaves(params, mask)
+        counter = _counter([leaf for leaf, _ in pairs])
+        counts = [jnp.sum(marks, dtype=counter) * (1 if np.shape(marks) else np.size(leaf)) for leaf, marks in pairs]
+        return sum(counts, start=jnp.zeros((), counter))
+    for name, leaf in trees.named_leaves(mask):
+        if not hasattr(leaf, "size"):
+            raise InputError(
+                f"the mask has the {type(leaf).__name__} {leaf!r} at {name or 'its root'}, which does not say how "
+                "many weights it stands for; give params= as well, the arrays that the mask is for"
+            )
     leaves = jax.tree.leaves(mask)
     counter = _counter(leaves)
     return sum((jnp.sum(leaf, dtype=counter) for leaf in leaves), start=jnp.zeros((), counter))
@@ -200,13 +223,22 @@ def _ranked(scores: Scores, rank: Selection | None) -> list[jax.Array]:
     Bit patterns can only be compared within one type, and widening a float is exact, so it changes no order or tie.
 
     Raises:
-      InputError: No leaf is ranked, a score is negative (which cannot be seen under jit), or only a shard of the scores
-        is at hand, inside `shard_map`.
+      InputError: No leaf is ranked, a score is complex or negative (which cannot be seen under jit), the rank is of
+        another form, or only a shard of the scores is at hand, inside `shard_map`.
     """
     trees.check_whole_arrays(
         "scores are ranked over the whole network", "rank them outside of it (sharded arrays are taken as they are)"
     )
+    trees.check_arrays(scores, "the scores")
+    for name, leaf in trees.named_leaves(scores):
+        if jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.complexfloating):
+            raise InputError(
+                f"the scores are {jnp.result_type(leaf)} at {name or 'their root'}, and complex numbers have no "
+                "order; take their absolute values"
+            )
     rank = trees.select(scores, None) if rank is None else rank
+    trees.check_selection(rank, scores)
+    scores = trees.as_arrays(scores)
     chosen = [leaf for leaf, is_ranked in trees.zip_leaves(scores, rank) if is_ranked]
     if not chosen:
         raise InputError("the selection ranks no parameter array; select at least one")
@@ -290,7 +322,7 @@ def _all_bits(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def _counter(leaves) -> jnp.dtype:
     """Returns an integer type that can count all entries. From 2**31 entries on it is int64, if JAX allows that."""
-    total = sum(leaf.size for leaf in leaves)
+    total = sum(np.size(leaf) for leaf in leaves)
     dtype = jax.dtypes.canonicalize_dtype(jnp.int64) if total >= 2**31 else jnp.dtype(jnp.int32)
     if total > jnp.iinfo(dtype).max:
         raise InputError(f"{total} weights are too many to count in 32 bits; set jax_enable_x64")

@@ -1,7 +1,8 @@
 """Masked re-initialisation: marked weights are replaced by freshly drawn ones.
 
 How large they are depends on the fan-in of their layer, and frameworks store layers differently. `fan_in` knows the
-layouts of Flax, Equinox and PyTorch by the names of their arrays.
+layouts of Flax, Equinox and PyTorch by the names of their arrays. Layers that are stacked in one array are drawn one by
+one (`trees.stacked_axes`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from scissorhands_jax import trees
 from scissorhands_jax.base import Key, Mask, Params, Selection
 from scissorhands_jax.errors import InputError, check_finite_number, check_not_negative, suggest
+from scissorhands_jax.trees import Stacked
 
 Initializer = Callable[[Key, tuple[int, ...], jnp.dtype], jax.Array]
 """A function `(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
@@ -35,6 +37,7 @@ def reinitialize(
     *,
     initializer: Initializer | ByName | str,
     trim: Selection | None = None,
+    stacked: Stacked = None,
 ) -> Params:
     """Replaces the marked weights by fresh draws. The other weights stay the same, bit for bit.
 
@@ -43,19 +46,22 @@ def reinitialize(
 
     Args:
       key: A typed PRNG key.
-      params: A pytree of floating point arrays.
+      params: A pytree of floating point arrays. Floats of Python count as arrays.
       mask: A pytree of bools with the structure and shapes of `params`, where a single bool may stand for a whole
         array. Weights marked True are replaced.
       initializer: `(key, shape, dtype) -> array`, one from this module or from `jax.nn.initializers`; its name in
         `INITIALIZERS`; or `ByName`, for a choice by the name of the leaf.
       trim: The leaves that may change, as `trees.select` returns them. Nothing is drawn for the others. By default
         all leaves may change.
+      stacked: Which leaves hold several layers, where other leaves do not tell (`trees.stacked_axes`). Each of these
+        layers is drawn by itself.
 
     Returns:
       A new pytree like `params`.
 
     Raises:
-      InputError: The initializer is none of these, the mask has another structure or other shapes than `params`, or the
+      InputError: The initializer is none of these, a leaf that may change is no array of real floating-point numbers,
+        `trim` is of another form, the mask has another structure or other shapes than `params`, or the
         function is called inside `shard_map`, where every shard would be drawn alike and in its own size.
     """
     trees.check_whole_arrays(
@@ -63,22 +69,41 @@ def reinitialize(
     )
     initializer = initializer_of(initializer)
     trees.check_mask(mask, params)
-
-    def leaf(position, name, weights, marked, chosen):
-        if not chosen:
-            return weights
-        fresh = _draw(_of_leaf(initializer, name), jax.random.fold_in(key, position), weights)
-        return jnp.where(marked, fresh, weights)
-
     if trim is None:
         trim = trees.select(params, None)
-    rows = zip(trees.leaf_names(params), trees.zip_leaves(params, mask, trim), strict=True)
+    trees.check_selection(trim, params)
+    trees.check_trained(jax.tree.map(lambda chosen, leaf: leaf if chosen else None, trim, params), "the parameters")
+    params = trees.as_arrays(params)
+
+    def leaf(position, name, weights, marked, chosen, axes):
+        if not chosen or not weights.size:
+            return weights
+        draw = _of_leaf(initializer, name)
+        draw = _OfLayers(draw, axes) if axes else draw
+        fresh = _draw(draw, jax.random.fold_in(key, position), weights)
+        return jnp.where(marked, fresh, weights)
+
+    axes = trees.stacked_axes(params, stacked)
+    rows = zip(trees.leaf_names(params), trees.zip_leaves(params, mask, trim, axes), strict=True)
     fresh = [leaf(position, name, *row) for position, (name, row) in enumerate(rows)]
     return jax.tree.unflatten(jax.tree.structure(params), fresh)
 
 
 def _of_leaf(initializer: Initializer | ByName, name: str) -> Initializer:
     return initializer.choose(name) if isinstance(initializer, ByName | _Scaled) else initializer
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfLayers:
+    """Draws each layer of a stack by itself, as an array without the first `axes` axes."""
+
+    draw: Initializer
+    axes: int
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        layers, shape = shape[: self.axes], shape[self.axes :]
+        keys = jax.random.split(key, math.prod(layers))
+        return jax.vmap(lambda one: self.draw(one, shape, dtype))(keys).reshape(*layers, *shape)
 
 
 def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
@@ -93,7 +118,7 @@ def _draw(initializer: Initializer, key: Key, weights: jax.Array) -> jax.Array:
     return initializer(key, weights.shape, weights.dtype)
 
 
-def fan_in(name: str, shape: tuple[int, ...], *, out_axis: int | None = None) -> int:
+def fan_in(name: str, shape: tuple[int, ...], *, out_axis: int | None = None, stacked: int = 0) -> int:
     """Returns the number of inputs of each output of a layer, from the array that holds its weights.
 
     | name of the array | layout | outputs are |
@@ -111,7 +136,10 @@ def fan_in(name: str, shape: tuple[int, ...], *, out_axis: int | None = None) ->
       name: The name of the array in the tree, such as `layer1/0/conv1/kernel`.
       shape: The shape of the array.
       out_axis: The axis of the outputs of a kernel, whatever its name says. The default goes by the name.
+      stacked: The number of first axes along which layers are stacked, which are none of a layer; `reinitialize` finds
+        it by `trees.stacked_axes`.
     """
+    shape = shape[stacked:]
     if trees.is_vector(name, shape):
         return 1
     *_, layer, last = ("", "", *name.split("/"))

@@ -47,14 +47,15 @@ def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[Py
     Args:
       loss_fn: `(params, batch) -> mean loss of the batch`, a scalar. A loss with state becomes one by `base.freeze`;
         code that is compiled for it then serves every state.
-      params: Any pytree of floating point arrays.
+      params: Any pytree of floating point arrays. Floats of Python count as arrays.
       batches: Pytrees of arrays with a leading example axis. They are read once, one at a time.
 
     Returns:
       A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: There is no batch, JAX cannot take an array, or the weights of the examples add up to 0.
+      InputError: There is no batch, JAX cannot take an array, a parameter is no real floating-point number, or the
+        weights of the examples add up to 0.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, x: jnp.mean(x @ w)
@@ -64,7 +65,7 @@ def connection_sensitivity(loss_fn: LossFn, params: Params, batches: Iterable[Py
     """
     general, model_state = thawed(lift(loss_fn), ())
     sums = gradient_sum(general, params, model_state, batches)
-    return _scores(sums.gradient, params, sums.weight)
+    return scores_of(sums, params)
 
 
 def gradient_sum(
@@ -95,7 +96,8 @@ def gradient_sum(
         nothing is random.
 
     Raises:
-      InputError: There is no batch, JAX cannot take an array, or the weights of the examples add up to 0.
+      InputError: There is no batch, JAX cannot take an array, a parameter is no real floating-point number, or the
+        weights of the examples add up to 0.
     """
     measure = jnp.abs if absolute else None
     weighted = weighted and not absolute
@@ -129,7 +131,7 @@ def diagonal_fisher(
       A pytree of non-negative scores, float32 or wider, with the structure and shapes of `params`.
 
     Raises:
-      InputError: There is no batch, or JAX cannot take an array.
+      InputError: There is no batch, JAX cannot take an array, or a parameter is no real floating-point number.
     """
     sums = _sum(loss_fn, params, model_state, batches, measure=jnp.square, weighted=False, key=key)
     return _divided(sums.gradient, sums.weight)
@@ -149,6 +151,8 @@ def _sum(
     """Sums `measure(gradient)` over batches, or the gradient times the weight of its batch if there is no measure."""
     check_loss(loss_fn)
     data_lib.check_numbers(params, "the parameters")
+    trees.check_trained(params, "the parameters")
+    params = trees.as_arrays(params)
     if isinstance(batches, Mapping):
         raise InputError("the batches are a dict, which is one batch; give a list of batches, such as [batch]")
     total, weight, losses = _zeros(params), jnp.zeros((), jnp.float32), []
@@ -215,7 +219,7 @@ def scores_of(sums: GradientSum, params: Params, *, absolute: bool = False) -> S
         number of batches. By default the scores are those of the mean gradient.
     """
     weight = jnp.ones(()) if absolute else sums.weight
-    return _scores(sums.gradient, params, weight)
+    return _scores(sums.gradient, trees.as_arrays(params), weight)
 
 
 def check_finite(scores: Scores, rank: Selection | None = None) -> None:
@@ -228,9 +232,11 @@ def check_finite(scores: Scores, rank: Selection | None = None) -> None:
       rank: The arrays that are looked at, as `trees.select` returns them. By default all are.
 
     Raises:
-      InputError: An array holds NaN or infinity. The message names the first one.
+      InputError: An array holds NaN or infinity, and the message names the first one; or `rank` is of another form.
     """
     found = {name for name, _ in trees.not_finite(scores)}
+    if rank is not None:
+        trees.check_selection(rank, scores)
     chosen = [True] * len(jax.tree.leaves(scores)) if rank is None else jax.tree.leaves(rank)
     for name, looked_at in zip(trees.leaf_names(scores), chosen, strict=True):
         if looked_at and name in found:

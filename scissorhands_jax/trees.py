@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scissorhands_jax.base import Mask, Params, PyTree, Selection
-from scissorhands_jax.errors import InputError, listed
+from scissorhands_jax.errors import InputError, check_whole, listed
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ Where = str | Callable[[str, jax.Array], bool] | None
 """How to choose leaves: a regular expression over their names, a predicate `(name, leaf) -> bool`, or `None` for all.
 
 See `select`.
+"""
+
+Stacked = Where | Mapping[str, int]
+"""Which arrays hold several layers along their first axes; see `stacked_axes`.
+
+A pattern or predicate as of `select` names arrays with one such axis; a mapping gives the number of such axes for each
+pattern; `None` says nothing.
 """
 
 _BOXES = ("Variable", "VariableState", "AxisMetadata")  # of which nnx.Param and nn.Partitioned are kinds
@@ -179,6 +186,91 @@ def is_vector(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) < 2 or is_bias(name, shape) or name.rpartition("/")[2] == "scale"
 
 
+def stacked_axes(params: PyTree, stacked: Stacked = None) -> PyTree:
+    """Counts the first axes of each array along which layers are stacked, as scanned and mapped modules stack theirs.
+
+    Every rule about the axes of a layer (`is_vector`, `reinit.fan_in`) holds for what is left without them. By its name
+    and shape alone a stack of dense layers, (layers, inputs, outputs), is a convolution, (width, inputs, outputs). The
+    bias next to it tells: (layers, outputs) in the one case, (outputs,) in the other. So does a `scale` of two axes,
+    where there are kernels around it. What they tell then holds for the largest module around them of which all arrays
+    begin with the same axes. What nothing tells of counts as not stacked, so that `stacked` has to say it.
+
+    Args:
+      params: A pytree of arrays; only names and shapes are used.
+      stacked: A pattern or predicate for `select`, of the arrays whose first axis is one of layers; or a mapping from
+        patterns to the numbers of such axes, of which the last that matches counts. What it does not select is as the
+        arrays tell.
+
+    Returns:
+      A pytree of Python integers with the structure of `params`.
+
+    Raises:
+      InputError: A pattern matches nothing, a number is no whole one of at least 0, or an array has fewer axes.
+    """
+    names, shapes = leaf_names(params), [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    counts = _told_by_others(names, shapes)
+    rules = stacked if isinstance(stacked, Mapping) else {} if stacked is None else {stacked: 1}
+    for where, axes in rules.items():
+        check_whole("the number of stacked axes", axes, 0)
+        for position, chosen in enumerate(jax.tree.leaves(select(params, where))):
+            if chosen and len(shapes[position]) < axes:
+                raise InputError(
+                    f"stacked says that {names[position] or 'the array'} has {axes} axes of layers, and its shape is "
+                    f"{shapes[position]}; name arrays with more axes"
+                )
+            counts[position] = axes if chosen else counts[position]
+    return jax.tree.unflatten(jax.tree.structure(params), counts)
+
+
+def _told_by_others(names: list[str], shapes: list[tuple[int, ...]]) -> list[int]:
+    """The numbers of stacked axes that follow from the shapes of arrays next to each other."""
+    parts = [name.rpartition("/") for name in names]
+    biases = {module: shape for (module, _, last), shape in zip(parts, shapes, strict=True) if last == "bias"}
+    counts = [0] * len(names)
+
+    def begins(position: int, lead: tuple[int, ...]) -> bool:
+        last, shape = parts[position][2], shapes[position]
+        layer = 2 if last in ("kernel", "embedding") else int(last in ("bias", "scale") or last.startswith("weight"))
+        return shape[: len(lead)] == lead and len(shape) - len(lead) >= layer
+
+    def mark(module: str, lead: tuple[int, ...]) -> None:
+        found: list[int] = []
+        while True:
+            inside = [i for i, name in enumerate(names) if not module or name.startswith(f"{module}/")]
+            if not all(begins(i, lead) for i in inside):
+                break
+            found = inside
+            if not module:
+                break
+            module = module.rpartition("/")[0]
+        if any(len(shapes[i]) - len(lead) > 1 and not is_vector(names[i], shapes[i]) for i in found):
+            for i in found:
+                counts[i] = max(counts[i], len(lead))
+
+    for position, ((module, _, last), shape) in enumerate(zip(parts, shapes, strict=True)):
+        lead = shape[:-1] if last == "scale" else _lead(names[position], shape, biases.get(module))
+        if len(lead) > counts[position]:
+            mark(module, lead)
+    return counts
+
+
+def _lead(name: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The lengths of the stacked axes of a layer's weights, by the shape of its bias; () where it tells of none."""
+    *_, layer, last = ("", "", *name.split("/"))
+    if bias is None:
+        return ()
+    if last.startswith("weight"):  # Outputs come first, and the biases of Equinox's convolutions have further axes.
+        for axes in range(len(shape) - 1):
+            if bias[: axes + 1] == shape[: axes + 1] and set(bias[axes + 1 :]) <= {1}:
+                return shape[:axes]
+    elif last == "kernel":  # In Flax's attention, heads and features are outputs.
+        for outputs in (2, 1) if layer in ("query", "key", "value") else (1,):
+            axes = len(bias) - outputs
+            if 0 <= axes < len(shape) - outputs and bias == shape[:axes] + shape[-outputs:]:
+                return shape[:axes]
+    return ()
+
+
 def is_typed(leaf: Any) -> bool:
     """Says whether an array has a type of NumPy or JAX, as those of other libraries do not."""
     try:
@@ -275,12 +367,42 @@ def count_weights(tree: PyTree, selection: Selection | None = None) -> int:
     """Counts the numbers in a tree, or in its selected leaves.
 
     Args:
-      tree: A pytree of arrays or `jax.ShapeDtypeStruct`s.
+      tree: A pytree of arrays, numbers of Python or `jax.ShapeDtypeStruct`s.
       selection: Which leaves count, as `select` returns it. By default all do.
+
+    Raises:
+      InputError: The selection is of another form.
     """
     if selection is None:
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-    return sum(leaf.size for leaf, chosen in zip_leaves(tree, selection) if chosen)
+        return sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+    check_selection(selection, tree)
+    return sum(np.size(leaf) for leaf, chosen in zip_leaves(tree, selection) if chosen)
+
+
+def check_selection(selection: Selection, tree: PyTree) -> None:
+    """Refuses a selection that does not say of every array as a whole whether it is chosen.
+
+    Args:
+      selection: The selection: a bool of Python, or a known one of shape (), for each array.
+      tree: The arrays that it is for.
+
+    Raises:
+      InputError: The selection is another tree, or something else stands in it; the message names the array.
+    """
+    advice = "give one bool for each whole array, as trees.select makes them of a pattern"
+    structure: Any = jax.tree.structure(tree)
+    try:
+        chosen = structure.flatten_up_to(selection)
+    except ValueError as error:
+        raise InputError(f"the selection is another tree than that of the arrays: {error}; {advice}") from error
+    for name, found in zip(leaf_names(tree), chosen, strict=True):
+        known = isinstance(found, _ARRAYS) and not isinstance(found, jax.core.Tracer)
+        if isinstance(found, bool) or (known and found.shape == () and found.dtype == bool):
+            continue
+        kind = f"a {type(found).__name__}"
+        if isinstance(found, _ARRAYS):
+            kind = f"{'an' if known else 'a traced'} array of {found.dtype} and shape {found.shape}"
+        raise InputError(f"the selection has {kind} at {name or 'its root'}; {advice}")
 
 
 def nbytes(tree: PyTree) -> int:
@@ -505,10 +627,16 @@ def varying_axes(array: jax.Array) -> frozenset[str]:
     return getattr(kind, "vma", frozenset()) if tracked is None else tracked.varying
 
 
-def has_image_kernels(params: PyTree) -> bool:
+def has_image_kernels(params: PyTree, stacked: Stacked = None) -> bool:
     """Says whether any array has four axes or more, as the kernels of convolutions over images have.
 
-    XLA computes such convolutions several times more slowly inside a loop (on CPU) or mapped over kernels (on any
-    device), so code that can avoid both asks this first. Only the shapes matter.
+    Axes along which layers are stacked do not count. XLA computes such convolutions several times more slowly inside a
+    loop (on CPU) or mapped over kernels (on any device), so code that can avoid both asks this first. Only names and
+    shapes matter.
+
+    Args:
+      params: A pytree of arrays.
+      stacked: Which of them hold several layers, as for `stacked_axes`.
     """
-    return any(jnp.ndim(leaf) >= 4 for leaf in jax.tree.leaves(params))
+    axes = stacked_axes(params, stacked)
+    return any(jnp.ndim(leaf) - count >= 4 for leaf, count in zip_leaves(params, axes))

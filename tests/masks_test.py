@@ -306,6 +306,39 @@ def test_shards_are_refused_where_the_whole_is_counted_or_ranked():
             by_hand(jnp.ones(4))
 
 
+@pytest.mark.parametrize("ranking", ["top_fraction", "top_k", "bottom_fraction", "kth_largest", "kept_fraction_mask"])
+def test_other_selections_and_complex_scores_are_refused_and_numbers_of_python_taken(ranking):
+    rank = functools.partial(getattr(masks, ranking))
+    share = 1 if "k" in ranking.split("_") or ranking == "kth_largest" else 0.5
+    with pytest.raises(InputError, match="the selection is another tree than that of the arrays"):
+        rank({"w": jnp.ones(3), "v": jnp.ones(3)}, share, rank={"w": True})
+    with pytest.raises(InputError, match=r"the selection has an array of bool and shape \(3,\) at w"):
+        rank({"w": jnp.ones(3)}, share, rank={"w": jnp.ones(3, bool)})
+    with pytest.raises(InputError, match="the scores are complex64 at w, and complex numbers have no order"):
+        rank({"w": jnp.ones(3, jnp.complex64)}, share)
+    with pytest.raises(InputError, match="the scores have a str at w"):
+        rank({"w": "high"}, share)
+    arrays = rank({"w": jnp.arange(3.0), "v": jnp.float32(1.5)}, share)
+    chex.assert_trees_all_equal(rank({"w": jnp.arange(3.0), "v": 1.5}, share), arrays)
+
+
+def test_a_single_bool_counts_for_its_whole_array_where_that_is_known():
+    params = {"w": jnp.ones((3, 2)), "v": jnp.ones(4), "s": 1.0}
+    mask = {"w": True, "v": jnp.array([True, False, True, False]), "s": jnp.array(True)}
+    assert int(masks.count_marked(mask, params)) == 9
+    assert int(masks.count_marked(mask | {"w": jnp.array(False)}, params)) == 3
+    assert int(masks.count_marked({}, {})) == 0
+    with pytest.raises(InputError, match=r"the mask has the bool True at w, .*; give params= as well"):
+        masks.count_marked(mask)
+    with pytest.raises(InputError, match="the mask is another tree"):
+        masks.count_marked({"w": True}, params)
+
+
+def test_a_mask_of_another_tree_is_not_restricted():
+    with pytest.raises(InputError, match="the selection is another tree than that of the arrays"):
+        masks.restrict({"w": jnp.ones(3, bool)}, {"v": True})
+
+
 def test_restrict_clears_what_is_not_selected():
     mask = {"a": jnp.array([True, False]), "b": jnp.array([True, True])}
     restricted = masks.restrict(mask, {"a": True, "b": False})

@@ -157,6 +157,42 @@ def equinox_layers():
     return {name: from_equinox(layer).params for name, layer in layers.items()}
 
 
+def stacked(layers):
+    """The same layers, three times in every array."""
+    return {name: jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params) for name, params in layers().items()}
+
+
+@pytest.mark.parametrize("layers", [linen_layers, nnx_layers, equinox_layers])
+def test_stacked_layers_are_drawn_one_by_one(layers):
+    for name, params in stacked(layers).items():
+        everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+        told = "Embed" not in name and (name, layers) != ("MultiheadAttention", equinox_layers)  # no biases there
+        fresh = reinit.reinitialize(
+            KEY, params, everything, initializer=reinit.published(), stacked=None if told else ".*"
+        )
+        alone = jax.tree.map(lambda leaf: leaf[0], params)
+        marks = jax.tree.map(lambda leaf: True, alone)
+        expected = reinit.reinitialize(KEY, alone, marks, initializer=reinit.published())
+        for own, drawn in zip(jax.tree.leaves(expected), jax.tree.leaves(fresh), strict=True):
+            assert own.shape == drawn.shape[1:]
+            for layer in np.asarray(drawn):
+                assert np.std(layer) == pytest.approx(np.asarray(own).std(), rel=0.1, abs=1e-9)
+            assert not own.any() or not np.array_equal(drawn[0], drawn[1])
+
+
+def test_initializers_of_others_see_one_layer_of_a_stack_and_its_fan_in_is_said():
+    assert reinit.fan_in("Block/Dense_0/kernel", (16, 4, 4), stacked=1) == 4
+    assert reinit.fan_in("att/query/kernel", (3, 8, 2, 4), stacked=1) == 8
+    assert reinit.fan_in("weight", (16, 4, 5), stacked=1) == 5
+    assert reinit.fan_in("norm/weight", (16, 4), stacked=1) == 1
+    params = {"kernel": jnp.ones((2, 3, 40, 30)), "bias": jnp.ones((2, 3, 30))}
+    orthogonal = jax.nn.initializers.orthogonal()
+    trim = {"kernel": True, "bias": False}
+    drawn = reinit.reinitialize(KEY, params, trim, initializer=orthogonal, trim=trim)["kernel"]
+    products = jnp.einsum("abij,abik->abjk", drawn, drawn)
+    np.testing.assert_allclose(products, jnp.broadcast_to(jnp.eye(30), products.shape), atol=1e-5)
+
+
 @pytest.mark.parametrize(("layers", "ratio"), [(linen_layers, 1 / 3), (nnx_layers, 1 / 3), (equinox_layers, 1)])
 def test_every_layer_is_drawn_in_the_size_of_its_frameworks_own(layers, ratio):
     for layer, params in layers().items():
@@ -303,6 +339,22 @@ def test_a_name_stands_for_its_initializer():
         draw("unifrom")
     with pytest.raises(InputError, match=r"the initializer is 0\.1; give a function"):
         draw(0.1)
+
+
+def test_only_what_may_change_must_be_real_and_selections_fit():
+    draw = functools.partial(reinit.reinitialize, KEY, initializer="uniform")
+    params = {"w": jnp.ones((3, 2)), "n": jnp.arange(3), "s": 1.0, "none": jnp.ones((0, 3))}
+    marks = jax.tree.map(lambda leaf: True, params)
+    with pytest.raises(InputError, match="the parameters have an array of int32 at n, and only real floating-point"):
+        draw(params, marks)
+    fresh = draw(params, marks, trim=marks | {"n": False})
+    assert fresh["n"] is params["n"]
+    assert fresh["s"] == draw(params | {"s": jnp.float32(1)}, marks, trim=marks | {"n": False})["s"] != 1
+    assert fresh["none"].shape == (0, 3)
+    with pytest.raises(InputError, match="the selection is another tree than that of the arrays"):
+        draw(params, marks, trim={"w": True})
+    empty = reinit.reinitialize(KEY, jnp.ones((0, 3)), True, initializer=jax.nn.initializers.lecun_normal())
+    assert empty.shape == (0, 3)
 
 
 def test_a_shard_is_refused():

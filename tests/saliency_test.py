@@ -151,6 +151,26 @@ def test_no_batch_is_refused():
         saliency.connection_sensitivity(linear_loss, linear_case()[0], [])
 
 
+def test_floats_of_python_are_parameters_and_other_numbers_are_none():
+    def loss_fn(params, batch):
+        return jnp.mean((batch @ params["w"] + params["s"]) ** 2)
+
+    params, batches = {"w": jnp.ones(3), "s": 2.0}, [jnp.ones((4, 3))]
+    scores = saliency.connection_sensitivity(loss_fn, params, batches)
+    expected = saliency.connection_sensitivity(loss_fn, params | {"s": jnp.float32(2)}, batches)
+    chex.assert_trees_all_equal(scores, expected)
+    assert float(scores["s"]) == 20
+    for leaf, found in (
+        (jnp.int32(2), "an array of int32"),
+        (2, "the number 2"),
+        (jnp.complex64(2), "an .* complex64"),
+    ):
+        with pytest.raises(InputError, match=f"the parameters have {found} at s, and only real floating-point numbers"):
+            saliency.connection_sensitivity(loss_fn, params | {"s": leaf}, batches)
+    with pytest.raises(InputError, match="the selection is another tree"):
+        saliency.check_finite(scores, {"w": True})
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_not_finite_are_refused_by_name(bad):
     scores = {"conv": {"kernel": jnp.ones((2, 2))}, "head": [jnp.ones(3), jnp.array([1.0, bad])], "z": jnp.array(bad)}

@@ -5,6 +5,7 @@ import types
 from typing import NamedTuple
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from scissorhands_jax import trees
+from scissorhands_jax import models, trees
+from scissorhands_jax.diffusion import networks
 from scissorhands_jax.errors import InputError
 
 
@@ -155,6 +157,109 @@ def test_biases_are_known_by_name_and_shape(name, shape, is_bias):
     assert trees.is_vector(name, shape) == (is_bias or len(shape) < 2)
 
 
+class Block(nn.Module):
+    """A part of a transformer, with a convolution."""
+
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x, _):
+        h = nn.LayerNorm(use_bias=self.use_bias)(x)
+        h = nn.MultiHeadDotProductAttention(2, use_bias=self.use_bias)(h)
+        h = nn.Conv(12, (3,), use_bias=self.use_bias)(h)
+        return x + nn.Dense(x.shape[-1], use_bias=self.use_bias)(h), None
+
+
+class Scanned(nn.Module):
+    """Several such parts one after the other, and a head."""
+
+    layers: int
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x):
+        blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.layers)
+        return nn.Dense(5)(blocks(self.use_bias, name="blocks")(x, None)[0])
+
+
+@pytest.mark.parametrize("layers", [2, 3, 8, 12])  # 2 heads, a width of 3 and 8 features: as many layers as of others
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_stacks_are_told_by_the_arrays_next_to_them(layers, use_bias):
+    params = jax.eval_shape(Scanned(layers, use_bias).init, jax.random.key(0), jnp.zeros((1, 6, 8)))["params"]
+    axes = trees.stacked_axes(params)
+    assert axes == {"blocks": jax.tree.map(lambda _: 1, params["blocks"]), "Dense_0": {"bias": 0, "kernel": 0}}
+    assert not trees.has_image_kernels(params)
+
+
+def test_stacks_of_other_frameworks_are_told_as_well():
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def perceptron(key):
+        return [eqx.nn.LayerNorm(6), eqx.nn.MLP(6, 1, 7, 2, key=key), eqx.nn.GRUCell(3, 5, key=key)]
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def mapped(key):
+        rngs = nnx.Rngs(key)
+        return nnx.Sequential(
+            nnx.Linear(6, 7, rngs=rngs), nnx.BatchNorm(7, rngs=rngs), nnx.Conv(7, 4, (3, 3), rngs=rngs)
+        )
+
+    stacks = (
+        eqx.filter(eqx.filter_vmap(perceptron)(keys), eqx.is_array),
+        eqx.filter(eqx.filter_vmap(lambda key: eqx.nn.Conv2d(2, 5, 3, key=key))(keys), eqx.is_array),
+        nnx.state(mapped(keys), nnx.Param),
+        {"kernel": jnp.ones((4, 3, 6, 7)), "bias": jnp.ones((4, 3, 7))},
+    )
+    for params, expected in zip(stacks, (1, 1, 1, 2), strict=True):
+        assert set(jax.tree.leaves(trees.stacked_axes(params))) == {expected}
+    assert trees.has_image_kernels(stacks[1])
+    assert not trees.has_image_kernels(stacks[3])
+
+
+def test_layers_that_are_not_stacked_are_told_from_those_that_are():
+    key = jax.random.key(0)
+    image, row = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 5, 4))
+    layers = [
+        *(nn.Conv(4, size).init(key, row if len(size) == 1 else image) for size in ((4,), (4, 4), (1, 1))),
+        nn.MultiHeadDotProductAttention(4, qkv_features=16).init(key, row),
+        nn.DenseGeneral((3, 4)).init(key, row),
+        {
+            "norm": nn.LayerNorm(feature_axes=(-2, -1), reduction_axes=(-2, -1)).init(key, row),
+            "table": jnp.ones((5, 4)),
+        },
+        eqx.filter([eqx.nn.Conv1d(4, 4, 4, key=key), eqx.nn.Conv3d(4, 4, 4, key=key)], eqx.is_array),
+        eqx.filter([eqx.nn.LayerNorm((4, 4)), eqx.nn.Linear(4, 4, key=key)], eqx.is_array),
+    ]
+    for name in models.MODELS:
+        layers.append(jax.eval_shape(models.build(name, num_classes=10, image_shape=(32, 32, 3)).init, key)[0])
+    for part in ("unet", "vae", "text"):
+        layers.append(networks.outline(part, networks.named_config("tiny")))
+    for params in layers:
+        assert not any(jax.tree.leaves(trees.stacked_axes(params))), trees.leaf_names(params)
+
+
+def test_what_nothing_tells_of_is_said():
+    params = {"blocks": {"query": {"kernel": jnp.ones((3, 8, 2, 4))}, "b": jnp.ones((3, 4))}, "head": jnp.ones((8, 2))}
+    untold = {"blocks": {"query": {"kernel": 0}, "b": 0}, "head": 0}
+    told = {"blocks": {"query": {"kernel": 1}, "b": 1}, "head": 0}
+    assert trees.stacked_axes(params) == untold
+    assert trees.has_image_kernels(params)
+    assert trees.stacked_axes(params, "blocks") == told
+    assert trees.stacked_axes(params, lambda name, leaf: "blocks" in name) == told
+    assert not trees.has_image_kernels(params, "blocks")
+    dense = {"kernel": jnp.ones((3, 4, 5)), "bias": jnp.ones((3, 5))}
+    assert trees.stacked_axes(dense, {".*": 0}) == {"kernel": 0, "bias": 0}
+    assert trees.stacked_axes(dense, {".*": 0, "kernel": 2}) == {"kernel": 2, "bias": 0}
+    for stacked, message in (
+        ({"head": 3}, r"stacked says that head has 3 axes of layers, and its shape is \(8, 2\); name arrays with more"),
+        ({"head": -1}, "the number of stacked axes must be at least 0, got -1"),
+        ({"head": 0.5}, "the number of stacked axes must be a whole number, got 0.5"),
+        ("layers", "the layer pattern 'layers' matches none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trees.stacked_axes(params, stacked)
+
+
 def test_scales_are_vectors_whatever_their_shape():
     assert trees.is_vector("norm/scale", (3, 8))
     assert not trees.is_bias("norm/scale", (3, 8))
@@ -281,6 +386,25 @@ def test_what_was_not_finite_before_is_known_by_entry():
     after = before | {"a": jnp.array([jnp.inf, jnp.nan, jnp.nan]), "c": jnp.float32(jnp.inf)}
     assert trees.not_finite(after, known) == {("a", "nan"), ("a", "inf"), ("c", "inf")}
     assert trees.not_finite({"a": jnp.full(2, jnp.nan)}, known) == {("a", "nan")}  # of another shape
+
+
+def test_a_selection_says_of_every_whole_array_whether_it_is_chosen():
+    tree = {"a": jnp.ones(3), "b": [jnp.ones((2, 2)), 1.0]}
+    good = {"a": True, "b": [np.bool_(False), jnp.array(True)]}
+    trees.check_selection(good, tree)
+    assert trees.count_weights(tree, good) == 4
+    assert trees.count_weights(tree) == 8
+    for bad, message in (
+        ({"a": True}, "the selection is another tree than that of the arrays: .*; give one bool for each whole array"),
+        (good | {"a": jnp.ones(3, bool)}, r"the selection has an array of bool and shape \(3,\) at a; give one bool"),
+        (good | {"a": 1}, "the selection has a int at a; give"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trees.check_selection(bad, tree)
+        with pytest.raises(InputError, match=message):
+            trees.count_weights(tree, bad)
+    with pytest.raises(InputError, match="the selection has a traced array of bool"):
+        jax.jit(lambda chosen: trees.count_weights(tree["a"], chosen))(True)
 
 
 def test_a_copy_survives_donation_of_the_original():

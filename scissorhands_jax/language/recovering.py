@@ -50,8 +50,8 @@ def rounded_weights(params: Params, bits: int, *, block: int = BLOCK) -> Params:
         raise InputError(f"bits must lie from 2 to 16 and a block have at least one weight, got {bits} and {block}")
     levels = 2 ** (bits - 1) - 1
 
-    def rounded(name: str, leaf: jax.Array) -> jax.Array:
-        if trees.is_vector(name, jnp.shape(leaf)):
+    def rounded(name: str, leaf: jax.Array, axes: int) -> jax.Array:
+        if trees.is_vector(name, jnp.shape(leaf)[axes:]):
             return leaf
         flat = jnp.ravel(leaf).astype(jnp.float32)
         blocks = jnp.pad(flat, (0, -flat.size % block)).reshape(-1, block)
@@ -59,7 +59,7 @@ def rounded_weights(params: Params, bits: int, *, block: int = BLOCK) -> Params:
         near = jnp.round(blocks / jnp.where(scale > 0, scale, 1)) * scale
         return near.reshape(-1)[: flat.size].reshape(leaf.shape).astype(leaf.dtype)
 
-    return trees.map_named(rounded, params)
+    return trees.map_named(rounded, params, trees.stacked_axes(params))
 
 
 class Relearned(NamedTuple):

@@ -15,7 +15,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, retain_batches, retain_loss
 from scissorhands_jax.methods.settings import Choices, Gradient, Range, ScheduleName, TrainingSettings
-from scissorhands_jax.trees import Where
+from scissorhands_jax.trees import Stacked, Where
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,12 @@ class CtOptions:
 class CtArguments(CtOptions):
     """The keyword arguments of `ct`."""
 
+    stacked: Stacked = None
+    """Which arrays hold several layers along their first axes, which are none of a kernel, where other arrays do not
+    tell (`trees.stacked_axes`)."""
     spatial_axes: tuple[int, int] | None = None
-    """The two axes of a kernel that are exchanged, height and width. None goes by its name: (2, 3) for `weight`, the
-    layout of PyTorch and Equinox, and (0, 1) for any other, such as Flax's `kernel`."""
+    """The two axes of a kernel's four that are exchanged, height and width. None goes by its name: (2, 3) for `weight`,
+    the layout of PyTorch and Equinox, and (0, 1) for any other, such as Flax's `kernel`."""
 
 
 @takes(CtArguments)
@@ -63,7 +66,7 @@ def ct(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, options
 
     def start(key: Key, params: Params, model_state: ModelState, data: Data) -> tuple[Params, ModelState]:
         del key, data
-        return transpose_kernels(params, options.kernels, options.spatial_axes), model_state
+        return transpose_kernels(params, options.kernels, options.spatial_axes, options.stacked), model_state
 
     return descend(
         retain_loss(loss_fn), optimizer, batches=retain_batches(options.batch_size), reads=("retain",), start=start
@@ -75,13 +78,15 @@ def _check_axes(axes: tuple[int, int] | None) -> None:
         raise InputError(f"spatial_axes must be two different axes of four, such as (0, 1), got {axes}")
 
 
-def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple[int, int] | None = None) -> Params:
+def transpose_kernels(
+    params: Params, kernels: Where = None, spatial_axes: tuple[int, int] | None = None, stacked: Stacked = None
+) -> Params:
     """Exchanges the two spatial axes of convolution kernels.
 
     Args:
       params: The parameters of a network, a pytree of arrays.
       kernels: As for `ct`.
-      spatial_axes: As for `ct`.
+      spatial_axes, stacked: As for `ct`.
 
     Returns:
       New parameters of the same shapes. What is not transposed is the given array itself.
@@ -92,17 +97,22 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
     """
     _check_axes(spatial_axes)
 
-    def axes_of(name: str) -> tuple[int, int]:
-        return spatial_axes or ((2, 3) if reinit.outputs_first(name) else (0, 1))
+    layers = trees.stacked_axes(params, stacked)
 
-    def transposed(name, leaf, chosen):  # The biases of Equinox's convolutions over volumes have four axes as well.
-        return chosen and leaf.ndim == 4 and not trees.is_vector(name, leaf.shape)
+    def axes_of(name: str, first: int) -> tuple[int, ...]:
+        axes = spatial_axes or ((2, 3) if reinit.outputs_first(name) else (0, 1))
+        return tuple(first + axis % 4 for axis in axes)
 
-    selection = trees.map_named(transposed, params, trees.select(params, kernels))
+    # The biases of Equinox's convolutions over volumes have four axes as well.
+    def transposed(name, leaf, chosen, first):
+        return chosen and leaf.ndim == first + 4 and not trees.is_vector(name, leaf.shape[first:])
+
+    selection = trees.map_named(transposed, params, trees.select(params, kernels), layers)
+    rows = zip(trees.leaf_names(params), trees.zip_leaves(params, selection, layers), strict=True)
     chosen = [
-        (name, leaf.shape, tuple(leaf.shape[axis] for axis in axes_of(name)))
-        for name, (leaf, is_kernel) in zip(trees.leaf_names(params), trees.zip_leaves(params, selection), strict=True)
-        if is_kernel
+        (name, leaf.shape, axes, tuple(leaf.shape[axis] for axis in axes))
+        for name, (leaf, is_kernel, first) in rows
+        if is_kernel and (axes := axes_of(name, first))
     ]
     if not chosen:
         raise InputError(
@@ -110,18 +120,19 @@ def transpose_kernels(params: Params, kernels: Where = None, spatial_axes: tuple
             + ("this network has none" if kernels is None else f"kernels = {kernels!r} selects none")
             + "; choose another method, such as msg, or other kernels"
         )
-    for name, shape, lengths in chosen:
+    for name, shape, axes, lengths in chosen:
         if lengths[0] != lengths[1]:
             raise InputError(
-                f"ct exchanges the axes {axes_of(name)} of {name}, which has the shape {shape}, where they differ in "
+                f"ct exchanges the axes {axes} of {name}, which has the shape {shape}, where they differ in "
                 "length; name only square kernels, or give the spatial_axes of their layout"
             )
-    if all(lengths == (1, 1) for _, _, lengths in chosen):
+    if all(lengths == (1, 1) for *_, lengths in chosen):
         raise InputError("every kernel that ct is to transpose is 1 x 1, which changes nothing; name larger ones")
     return trees.map_named(
-        lambda name, leaf, is_kernel: jnp.swapaxes(leaf, *axes_of(name)) if is_kernel else leaf,
+        lambda name, leaf, is_kernel, first: jnp.swapaxes(leaf, *axes_of(name, first)) if is_kernel else leaf,
         params,
         selection,
+        layers,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import ClassVar
@@ -33,7 +34,7 @@ from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import check_not_empty, follow_direction, retain_batches, retain_loss
 from scissorhands_jax.methods.settings import Choices, Gradient, Mode, Range, ScheduleName, TrainingSettings
 from scissorhands_jax.models.layers import KAIMING_FAN_OUT
-from scissorhands_jax.trees import Where
+from scissorhands_jax.trees import Stacked, Where
 
 _KAIMING_OUTPUTS_FIRST = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=1, out_axis=0)
 
@@ -62,6 +63,9 @@ class MsgOptions:
 class MsgArguments(MsgOptions):
     """The keyword arguments of `msg`."""
 
+    stacked: Stacked = None
+    """Which arrays hold several layers along their first axes, each with a kernel of its own, where other arrays do not
+    tell (`trees.stacked_axes`)."""
     initializer: reinit.Initializer | reinit.ByName | str | None = None
     """What the weights become: an initializer, or its name in `reinit.INITIALIZERS`. None is PyTorch's
     `kaiming_normal_` with `mode="fan_out"`: normal with the variance 2 / fan-out. Outputs are the first axis of arrays
@@ -105,17 +109,19 @@ def msg(loss_fn: StatefulLossFn, optimizer: optax.GradientTransformation, option
     def init(key: Key, params: Params, model_state: ModelState, data: Data) -> Carry:
         check_not_empty(data, ("forget", "retain"))
         pass_key, draw_key, step_key = jax.random.split(key, 3)
-        kernels = _kernels(params, options.kernels)
+        kernels = _kernels(params, options.kernels, options.stacked)
         scores, model_state = _magnitudes(pass_key, loss_fn, params, model_state, data, options)
-        mask = smallest_in_each(scores, options.fraction, kernels)
-        params = reinit.reinitialize(draw_key, params, mask, initializer=initializer, trim=kernels)
+        mask = smallest_in_each(scores, options.fraction, kernels, options.stacked)
+        params = reinit.reinitialize(
+            draw_key, params, mask, initializer=initializer, trim=kernels, stacked=options.stacked
+        )
         return new_carry(step_key, params, model_state, optimizer.init(params), aux=mask)
 
     def direction(carry, batch, key):
         (_, (model_state, metrics)), gradient = jax.value_and_grad(objective, has_aux=True)(
             carry.params, carry, batch, key
         )
-        kernels = _kernels(carry.params, options.kernels)
+        kernels = _kernels(carry.params, options.kernels, options.stacked)
 
         def scaled(leaf, drawn, is_kernel):
             return jnp.where(drawn, leaf, leaf * options.kept_scale) if is_kernel else leaf
@@ -130,32 +136,44 @@ def _kaiming_fan_out(name: str) -> reinit.Initializer:
     return _KAIMING_OUTPUTS_FIRST if reinit.outputs_first(name) else KAIMING_FAN_OUT
 
 
-def smallest_in_each(scores: Scores, fraction: float, selection: Selection) -> Mask:
+def smallest_in_each(scores: Scores, fraction: float, selection: Selection, stacked: Stacked = None) -> Mask:
     """Marks the smallest scores of every selected leaf by itself, `round(fraction * n)` of its n.
+
+    Where a leaf holds several layers, each of these is a leaf of its own.
 
     Args:
       scores: A pytree of non-negative floating point arrays.
       fraction: The share of each leaf's scores to mark, above 0 and below 1.
       selection: The leaves, as `trees.select` returns them. Nothing is marked in the others.
+      stacked: Which leaves hold several layers, where other leaves do not tell (`trees.stacked_axes`).
 
     Returns:
       A pytree of bools with the structure and shapes of `scores`.
+
+    Raises:
+      InputError: The selection is of another form.
     """
 
-    def leaf(values, chosen):
-        return masks.bottom_fraction(values, fraction) if chosen else jnp.zeros_like(values, dtype=bool)
+    trees.check_selection(selection, scores)
 
-    return jax.tree.map(leaf, scores, selection)
+    def leaf(values, chosen, axes):
+        if not chosen or not values.size:
+            return jnp.zeros_like(values, dtype=bool)
+        layers = values.reshape(math.prod(values.shape[:axes]), *values.shape[axes:]) if axes else values[None]
+        marked = [masks.bottom_fraction(layer, fraction) for layer in layers]
+        return jnp.stack(marked).reshape(values.shape) if axes else marked[0]
+
+    return jax.tree.map(leaf, scores, selection, trees.stacked_axes(scores, stacked))
 
 
-def _kernels(params: Params, where: Where) -> Selection:
+def _kernels(params: Params, where: Where, stacked: Stacked) -> Selection:
     """The leaves that `MsgOptions.kernels` names."""
-    axes = 4 if where is None and trees.has_image_kernels(params) else 2
+    least = 4 if where is None and trees.has_image_kernels(params, stacked) else 2
 
-    def is_kernel(name, leaf, chosen):
-        return chosen and leaf.ndim >= axes and not trees.is_vector(name, leaf.shape)
+    def is_kernel(name, leaf, chosen, axes):
+        return chosen and leaf.ndim - axes >= least and not trees.is_vector(name, leaf.shape[axes:])
 
-    selection = trees.map_named(is_kernel, params, trees.select(params, where))
+    selection = trees.map_named(is_kernel, params, trees.select(params, where), trees.stacked_axes(params, stacked))
     if not any(jax.tree.leaves(selection)):
         raise InputError(
             f"kernels = {where!r} selects only biases, scales and other arrays with fewer than two axes; name kernels"

@@ -53,7 +53,7 @@ from scissorhands_jax.methods.settings import (
     TrainingSettings,
 )
 from scissorhands_jax.methods.trimming import trim_network
-from scissorhands_jax.trees import Where
+from scissorhands_jax.trees import Stacked, Where
 
 
 class ScissorhandsAux(NamedTuple):
@@ -118,6 +118,9 @@ class ScissorhandsOptions:
 class ScissorhandsArguments(ScissorhandsOptions):
     """The keyword arguments of `scissorhands`."""
 
+    stacked: Stacked = None
+    """Which arrays hold several layers along their first axes, as scanned and mapped modules have them, where other
+    arrays do not tell (`trees.stacked_axes`)."""
     saliency_loss_fn: StatefulLossFn | None = None
     """The loss that weights are scored with. None is the loss of the steps."""
     ceiling: float | None = None
@@ -183,6 +186,7 @@ def scissorhands(
             trim=options.trim,
             semantics=semantics,
             pass_key=pass_key,
+            stacked=options.stacked,
         )
         network = trimmed.params, trimmed.model_state
         return repair.begin(step_key, *network, optimizer, options.forget_weight, options.ceiling)

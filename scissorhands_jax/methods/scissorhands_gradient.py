@@ -55,7 +55,8 @@ def scissorhands_gradient(
     Raises:
       InputError: The loss does not have the general form, `forget_weight` is negative, `ceiling` is not above 0, `pair`
         is unknown, or it is "vmap" and the loss computes batches in parts. The function that is returned raises it
-        inside `shard_map` if it is to project and `axis_name` is not given or names an axis that is not there.
+        if a parameter is no real floating-point number, and inside `shard_map` if it is to project and `axis_name` is
+        not given or names an axis that is not there.
     """
     check_loss(loss_fn)
     check_pair(pair, loss_fn)
@@ -70,6 +71,7 @@ def scissorhands_gradient(
     def gradient(
         params: Params, model_state: ModelState, forget: PyTree, retain: PyTree, *, key: Key | None = None
     ) -> tuple[PyTree, ModelState, Metrics]:
+        trees.check_trained(params, "the parameters")
         if projected and axes is None:
             trees.check_whole_arrays(
                 "gradients are projected as one vector of the whole network",

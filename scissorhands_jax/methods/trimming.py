@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from scissorhands_jax import losses as losses_lib
 from scissorhands_jax import masks, reinit, saliency, trees
@@ -22,7 +23,7 @@ from scissorhands_jax.base import (
 )
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.methods.semantics import SEMANTICS, Semantics
-from scissorhands_jax.trees import Where
+from scissorhands_jax.trees import Stacked, Where
 
 
 class Trimmed(NamedTuple):
@@ -47,6 +48,7 @@ def trim_network(
     trim: Where = None,
     semantics: Semantics = SEMANTICS["paper"],
     pass_key: Key | None = None,
+    stacked: Stacked = None,
 ) -> Trimmed:
     """The first half of Scissorhands: scores the weights on forget batches and re-initialises the top `fraction`.
 
@@ -59,7 +61,8 @@ def trim_network(
     Args:
       key: The typed PRNG key that the fresh weights are drawn with.
       loss_fn: The general form of the loss, a mean over a batch.
-      params: The parameters of the original network, a pytree of floating-point arrays; they are not changed.
+      params: The parameters of the original network, a pytree of floating-point arrays; they are not changed. Floats
+        of Python count as arrays.
       model_state: The state of the original network.
       batches: Batches of forget examples, at least one.
       fraction: The share of the ranked weights that is marked, above 0 and below 1. Those of trimmed leaves are
@@ -72,14 +75,19 @@ def trim_network(
       semantics: The departures from Algorithm 1; none by default.
       pass_key: The typed PRNG key of augmentation and dropout, where weights are scored in training mode, and of losses
         that draw in evaluation mode too (`losses.drawing_key`). None does without.
+      stacked: Which arrays hold several layers along their first axes, as scanned and mapped modules have them, where
+        other arrays do not tell (`trees.stacked_axes`).
 
     Raises:
       InputError: There is no batch, the key, the loss or the initializer is of another form, the fraction is out of its
-        range, a pattern matches nothing, or ranked scores are not finite.
+        range, a pattern matches nothing, a parameter is no real floating-point number, or ranked scores are not finite.
     """
     check_key(key)
     masks.check_fraction(fraction)
-    trimming_leaves(params, rank=rank, trim=trim, semantics=semantics)  # refuses patterns before anything is computed
+    trees.check_trained(params, "the parameters")
+    params = trees.as_arrays(params)
+    where: dict[str, Any] = {"rank": rank, "trim": trim, "semantics": semantics, "stacked": stacked}
+    trimming_leaves(params, **where)  # refuses patterns before anything is computed
     initializer = reinit.initializer_of(initializer)
     sums = saliency.gradient_sum(
         loss_fn,
@@ -93,9 +101,9 @@ def trim_network(
     scores = saliency.scores_of(sums, params, absolute=semantics.saliency_absolute)
     losses, moved_state = sums.losses, sums.model_state
     del sums  # as large as the network, like the scores
-    mask, trimmed = trimming_mask(scores, params, fraction=fraction, rank=rank, trim=trim, semantics=semantics)
+    mask, trimmed = trimming_mask(scores, params, fraction=fraction, **where)
     del scores
-    params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed)
+    params = reinit.reinitialize(key, params, mask, initializer=initializer, trim=trimmed, stacked=stacked)
     return Trimmed(params, moved_state if semantics.saliency_train else model_state, mask, losses)
 
 
@@ -107,6 +115,7 @@ def trimming_mask(
     rank: Where = None,
     trim: Where = None,
     semantics: Semantics = SEMANTICS["paper"],
+    stacked: Stacked = None,
 ) -> tuple[Mask, Selection]:
     """Which weights are re-initialised: those with the largest scores, whatever these measure.
 
@@ -115,7 +124,7 @@ def trimming_mask(
     Args:
       scores: One number for each weight, a pytree like `params`; see `saliency`.
       params: The parameters; only names and shapes are used.
-      fraction, rank, trim, semantics: As for `trim_network`.
+      fraction, rank, trim, semantics, stacked: As for `trim_network`.
 
     Returns:
       The mask, True for the weights that are to be re-initialised, and the leaves that it may mark, as
@@ -125,7 +134,7 @@ def trimming_mask(
       InputError: The fraction is out of its range, a pattern matches nothing, or ranked scores are not finite.
     """
     masks.check_fraction(fraction)
-    ranked, trimmed = trimming_leaves(params, rank=rank, trim=trim, semantics=semantics)
+    ranked, trimmed = trimming_leaves(params, rank=rank, trim=trim, semantics=semantics, stacked=stacked)
     saliency.check_finite(scores, ranked)
     if semantics.published_cut:
         mask, _ = masks.kept_fraction_mask(scores, round(1 - fraction, 12), rank=ranked)
@@ -135,23 +144,28 @@ def trimming_mask(
 
 
 def trimming_leaves(
-    params: Params, *, rank: Where = None, trim: Where = None, semantics: Semantics = SEMANTICS["paper"]
+    params: Params,
+    *,
+    rank: Where = None,
+    trim: Where = None,
+    semantics: Semantics = SEMANTICS["paper"],
+    stacked: Stacked = None,
 ) -> tuple[Selection | None, Selection]:
     """The leaves whose weights are ranked, of which None is all, and those that are trimmed.
 
     Args:
       params: The parameters; only names and shapes are used.
-      rank, trim, semantics: As for `trim_network`.
+      rank, trim, semantics, stacked: As for `trim_network`.
 
     Raises:
       InputError: A pattern matches nothing, or nothing that can be trimmed.
     """
 
-    def allowed(name, leaf, chosen):
-        vector = trees.is_vector(name, leaf.shape) and not semantics.trim_vectors
+    def allowed(name, leaf, chosen, axes):
+        vector = trees.is_vector(name, jnp.shape(leaf)[axes:]) and not semantics.trim_vectors
         return chosen and not vector and not (semantics.skip_bn_names and "bn" in name)
 
-    selection = trees.map_named(allowed, params, trees.select(params, trim))
+    selection = trees.map_named(allowed, params, trees.select(params, trim), trees.stacked_axes(params, stacked))
     if not any(jax.tree.leaves(selection)):
         spared = "biases and scales" if not semantics.trim_vectors else "arrays of BatchNorm by the name bn"
         if not semantics.trim_vectors and semantics.skip_bn_names:

@@ -62,6 +62,23 @@ def test_kernels_in_boxes_of_flax_are_known_by_their_name():
         assert same_bits(jax.tree.leaves(boxed), jax.tree.leaves(plain))
 
 
+def test_stacked_kernels_are_transposed_and_other_stacks_are_no_kernels():
+    params = network(3, 3, 2, 4) | {"conv": {"kernel": network(3, 3, 2, 3)["conv"]["kernel"], "bias": jnp.ones(3)}}
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params["conv"])
+    query = {"kernel": jnp.arange(192.0).reshape(3, 8, 2, 4), "bias": jnp.ones((3, 2, 4))}  # of three layers
+    after = transpose_kernels({"conv": stacked, "query": query})
+    one = transpose_kernels(params)["conv"]["kernel"]
+    np.testing.assert_array_equal(after["conv"]["kernel"], jnp.stack([one, 2 * one]))
+    assert after["query"]["kernel"] is query["kernel"]
+    alone = {"conv": {"kernel": stacked["kernel"]}}
+    with pytest.raises(InputError, match="this network has none"):
+        transpose_kernels(alone)
+    for axes in (None, (0, 1), (-4, 1)):
+        np.testing.assert_array_equal(
+            transpose_kernels(alone, spatial_axes=axes, stacked="conv")["conv"]["kernel"], after["conv"]["kernel"]
+        )
+
+
 def test_equinox_keeps_height_and_width_last():
     layer = eqx.nn.Conv2d(2, 5, 3, key=KEY)
     params = eqx.filter(layer, eqx.is_array)

@@ -113,11 +113,42 @@ def test_a_small_leaf_has_a_rounded_number_of_marks(size, expected):
     assert np.asarray(mask["w"]).tolist() == [True] * expected + [False] * (size - expected)
 
 
+def test_an_empty_kernel_stays_empty():
+    params = {"w": jnp.ones((3, 2)), "none": jnp.ones((0, 3)), "bias": jnp.ones((0,))}
+    loss = lift(lambda p, x: jnp.mean(x) * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(p)))
+    begun = msg(loss, PLAIN_SGD, fraction=0.5).init(KEY, params, (), Data(jnp.ones((4, 1)), jnp.zeros((4, 1)))).params
+    assert begun["none"].shape == (0, 3)
+    assert int((begun["w"] != 1).sum()) == 3
+    with pytest.raises(InputError, match="the selection is another tree"):
+        smallest_in_each(params, 0.5, {"w": True})
+
+
 def test_all_of_a_small_leaf_can_be_marked_and_nothing_where_it_is_not_selected():
     scores = {"w": jnp.arange(3.0), "v": jnp.zeros((2, 2))}
     mask = smallest_in_each(scores, 0.9, {"w": True, "v": False})
     assert np.asarray(mask["w"]).tolist() == [True, True, True]
     assert not np.asarray(mask["v"]).any()
+
+
+@pytest.mark.parametrize("stacked", [None, "att/.*|dense"])
+def test_each_layer_of_a_stack_has_a_kernel_of_its_own_and_none_over_images(stacked):
+    scales = jnp.arange(1.0, 4.0)  # The weights of the first of three layers have the smallest gradients.
+    params = {"att": {"query": {"kernel": jnp.ones((3, 8, 2, 4))}}, "dense": {"kernel": jnp.ones((3, 8, 10))}}
+    if stacked is None:
+        params["att"]["query"]["bias"] = jnp.ones((3, 2, 4))
+        params["dense"]["bias"] = jnp.ones((3, 10))
+
+    def loss(params, batch):
+        sums = [jnp.sum(leaf.reshape(3, -1), axis=1) @ scales for leaf in jax.tree.leaves(params)]
+        return jnp.mean(batch) * sum(sums)
+
+    data = Data(jnp.ones((4, 1)), jnp.zeros((4, 1)))
+    method = msg(lift(loss), PLAIN_SGD, fraction=0.3, stacked=stacked)
+    begun = method.init(KEY, params, (), data).params
+    changed = jax.tree.map(lambda new: [int((layer != 1).sum()) for layer in new], begun)
+    assert changed["att"]["query"]["kernel"] == [19, 19, 19]
+    assert changed["dense"]["kernel"] == [24, 24, 24]
+    assert stacked is not None or changed["dense"]["bias"] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("kept_scale", [0.1, 0.0, 1.0])

@@ -123,6 +123,22 @@ def test_a_shard_is_refused_unless_it_is_said_how_parameters_lie():
     by_hand(projected=False)
 
 
+def test_both_halves_take_floats_of_python_and_refuse_integers():
+    def loss_fn(params, batch):
+        return jnp.mean((batch @ params["w"] + params["s"]) ** 2)
+
+    forget, retain = jnp.ones((2, 3)), jnp.ones((4, 3)) / 2
+    halves = (
+        lambda p: sh.scissorhands_gradient(sh.lift(loss_fn))(p, (), forget, retain)[0],
+        lambda p: sh.trim_network(KEY, sh.lift(loss_fn), p, (), [forget], fraction=0.5, initializer="uniform").params,
+    )
+    params = {"w": jnp.ones((3, 2)), "s": 1.0}
+    for half in halves:
+        chex.assert_trees_all_equal(half(params), half(params | {"s": jnp.float32(1)}))
+        with pytest.raises(InputError, match="the parameters have an array of int32 at s, and only real"):
+            half(params | {"s": jnp.int32(1)})
+
+
 def test_a_way_of_pairing_that_cannot_be_meant_is_refused():
     with pytest.raises(InputError, match="pair"):
         sh.scissorhands_gradient(tiny.loss(), pair="vmpa")

@@ -285,6 +285,25 @@ class TestTrim:
         _, trimmed = trimming_mask(params, params, fraction=0.9, semantics=Semantics(trim_vectors=True))
         assert all(jax.tree.leaves(trimmed))
 
+    def test_stacked_layers_are_trimmed_as_layers(self):
+        layer = {"weight": jnp.ones((4, 6, 5)), "bias": jnp.ones((4, 6))}
+        params = {"norm": {"weight": jnp.ones((4, 5))}, "layer": layer}  # of Equinox, mapped
+        _, trimmed = trimming_mask(params, params, fraction=0.9)
+        assert trimmed == {"norm": {"weight": False}, "layer": {"weight": True, "bias": False}}
+        params = {"w": jnp.ones((4, 5, 5)), "b": jnp.ones((4, 5))}
+        _, trimmed = trimming_mask(params, params, fraction=0.9, stacked=".*")
+        assert trimmed == {"w": True, "b": False}
+
+        def total(params, batch):
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * jnp.mean(batch)
+
+        method = scissorhands(lift(total), PLAIN_SGD, fraction=0.5, ceiling=9.0, batch_size=2, stacked=".*")
+        begun = method.init(KEY, params, (), Data(jnp.ones((2, 1)), jnp.ones((2, 1)))).params
+        assert same_bits(begun["b"], params["b"])
+        drawn = np.abs(begun["w"][begun["w"] != 1])
+        assert len(drawn) == 50
+        assert 5**-0.5 * 0.8 < drawn.max() < 5**-0.5
+
     @pytest.mark.parametrize("mode", ["paper", "authors"])
     @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, math.nan])
     def test_a_share_that_is_none_is_refused_in_both_modes(self, mode, fraction):
