@@ -146,7 +146,7 @@ class RecordedEvidence:
 
     source: str
     level: str
-    """The chance that all findings hold in a network that never saw the examples."""
+    """The least chance that all findings hold in a network that never saw the examples."""
     findings: tuple[RecordedFinding, ...]
     gates: tuple[EvidenceGate, ...]
 

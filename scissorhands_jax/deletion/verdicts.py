@@ -32,7 +32,7 @@ from scissorhands_jax.metrics import attacks, rank_tests
 from scissorhands_jax.metrics.rank_tests import Finding
 
 EVIDENCE_LEVEL = 0.95
-"""The default chance that all findings hold in a network that never saw the examples."""
+"""The default of the least chance that all findings hold in a network that never saw the examples."""
 
 UTILITY_BUDGET = 1.0
 """The default number of percentage points of accuracy that all runs together may cost."""
@@ -116,7 +116,7 @@ def held_out_comparison(
       held_after: The test set, of all classes, with the logits of the network after the run.
       earlier: The examples that earlier runs made the network forget, with the logits of the network after this run,
         which must not know them again; without those that only erased requests named. None if there are none.
-      level: The chance that all findings together hold in a network that never saw the examples.
+      level: The least chance that all findings together hold in a network that never saw the examples.
 
     Returns:
       The findings and the gates. The gate `COUNTERPARTS_GATE` is there, and fails, if some of the examples could not be
