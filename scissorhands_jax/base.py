@@ -201,14 +201,28 @@ def check_model(model: Model) -> None:
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises an error unless this is an optimizer.
+    """Raises an error unless this is an optimizer that needs no more than the gradient, its state and the parameters.
 
     Raises:
-      InputError: It is something else, for instance a learning rate, or a function that makes an optimizer.
+      InputError: It is something else, for instance a learning rate, or a function that makes an optimizer; or every
+        update of it needs more, such as the value of the loss.
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         given = getattr(optimizer, "__name__", repr(optimizer))
         raise InputError(f"the optimizer is {given:.40}; give one of optax, such as optax.sgd(0.1)")
+    # A chain hides in its signature what its parts need, so an update is tried, of which only shapes are computed.
+    weights = jax.ShapeDtypeStruct((2,), jnp.float32)
+    try:
+        jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
+    except TypeError as error:
+        _, missing, names = str(error).partition("required keyword-only argument")
+        if missing:
+            raise InputError(
+                f"the optimizer needs {names.partition(': ')[2]} in every update, and steps hand it the gradient, its "
+                "state and the parameters alone; give another of optax, such as optax.adam(1e-3)"
+            ) from error
+    except Exception:  # One that is made for a certain tree of parameters cannot be tried on another.
+        return
 
 
 def check_key(key: Key) -> None:

@@ -209,6 +209,8 @@ def test_networks_of_an_evaluation_are_pairs_or_what_holds_one(kind):
         ({"networks": {"mine": {"w": 0}}}, "'mine' is a dict with the keys w; give a pair .params, model_state."),
         ({"networks": {"mine": [((), ()), ((), ())]}}, "'mine' is a list; give a pair .params, model_state."),
         ({"networks": {}}, "there is no network to evaluate"),
+        ({"networks": [((), ())]}, "the networks are a list; give a dict of them by name"),
+        ({"networks": OWN.model}, "the networks are a Model; give a dict of them by name"),
         ({"data": {"forget": 0, "retain": 0}}, "the data are a dict with the keys forget, retain; give the two parts"),
         ({"data": split(OWN.train, [0])._replace(retain=None)}, "there are no retained examples"),
         ({"data": split(OWN.train, [0])._replace(forget={"label": np.zeros(0)})}, "there are no examples to forget"),
@@ -219,6 +221,14 @@ def test_what_cannot_be_evaluated_is_named(changes, message):
     given = {"networks": {"mine": ((), ())}, "data": split(OWN.train, [0]), "test": OWN.test} | changes
     with pytest.raises(InputError, match=message):
         evaluate(OWN.model, **given, task=TASK)
+
+
+def test_test_examples_of_forgotten_classes_alone_cannot_be_evaluated():
+    labels = np.arange(9) % 3
+    examples = {"image": np.ones((9, 2), np.float32), "label": labels}
+    of_class = {"image": np.ones((4, 2), np.float32), "label": np.zeros(4, int)}
+    with pytest.raises(InputError, match="all 4 test examples are of classes that the retain set does not have"):
+        evaluate(OWN.model, {"mine": ((), ())}, split(examples, labels == 0), of_class)
 
 
 @pytest.mark.parametrize(

@@ -99,14 +99,18 @@ def evaluate(
       every_attack: Whether further membership attacks are run; see `metrics.row.measure_row`.
 
     Raises:
-      InputError: There is no network, something else than a model, a network or data was given, a set is empty, a
-        seed is none, seeds of networks and data differ, or something cannot be measured.
+      InputError: There is no network, something else than a model, a network or data was given, networks have no names,
+        a set is empty, all test examples are of classes that were forgotten as a whole, a seed is none, seeds of
+        networks and data differ, or something cannot be measured.
     """
     check_model(model)
+    if not isinstance(networks, Mapping):
+        raise InputError(f"the networks are {_described(networks)}; give a dict of them by name")
     by_seed = _of_seeds(data, seed)
     for number, one in by_seed.items():
         check_seed(number)
         _check_sets(one, test)
+        answers.known_test_set(task, test, one.retain)
     rows = []
     for name, given in networks.items():
         found = {number: _pair(network, name) for number, network in _of_seeds(given, seed).items()}

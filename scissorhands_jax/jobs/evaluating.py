@@ -139,7 +139,7 @@ def _parts(config: NetworkConfig, splits: datasets.Splits, console: Console) -> 
         left = "" if set_aside is None else f", with whatever {set_aside} had set aside for validation"
         note(f"the test set {config.dataset} is not the one of the run in {folder}", f"it is measured whole{left}")
     parts = {
-        "test": answers.known_examples(splits.task, test, data.retain),
+        "test": answers.known_test_set(splits.task, test, data.retain),
         "forget": data.forget,
         "retain": data.retain,
     }

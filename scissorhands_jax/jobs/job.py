@@ -316,7 +316,7 @@ def prepare_job(config: RunConfig, check: Callable[[Model], None] | None = None)
         **{**vars(network), "config": config},
         positions=positions,
         data=_limited(data, config),
-        test=answers.known_examples(splits.task, test, data.retain),
+        test=answers.known_test_set(splits.task, test, data.retain),
         set_aside=set_aside,
         loss_fn=loss_of(splits, network.model, augment=augment),
         right_labels=_right_labels(config.forget, splits),

@@ -263,7 +263,7 @@ class SeededScenario(DrawnScenario):
         splits, self.task = store.loaded.splits, store.loaded.task
         self.true_train = splits.train
         self.data = self._split(self.forget_positions, self.forget_positions)
-        self.test = answers.known_examples(self.task, splits.test, self.data.retain)
+        self.test = answers.known_test_set(self.task, splits.test, self.data.retain)
         held_out = data_lib.take(self.train, self.held_out)
         self.validation = answers.known_examples(self.task, held_out, self.data.retain)
         check_scenario(scenario, data_lib.size(self.validation))

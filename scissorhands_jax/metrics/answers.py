@@ -96,6 +96,24 @@ def known_examples(task: Task, test: PyTree, retain: PyTree) -> PyTree:
     return test if kept.all() else data_lib.take(test, np.flatnonzero(kept))
 
 
+def known_test_set(task: Task, test: PyTree, retain: PyTree) -> PyTree:
+    """The `known_examples` of a test set, of which some must be left for anything to be measured.
+
+    Args:
+      task, test, retain: As for `known_examples`.
+
+    Raises:
+      InputError: Every test example is of a class that the retain set does not have.
+    """
+    known = known_examples(task, test, retain)
+    if data_lib.size(test) and not data_lib.size(known):
+        raise InputError(
+            f"all {data_lib.size(test)} test examples are of classes that the retain set does not have, as those that "
+            "are forgotten as a whole; add test examples of the classes that stay"
+        )
+    return known
+
+
 class MetricValue(NamedTuple):
     """A metric on a set of examples."""
 

@@ -271,7 +271,8 @@ def train(
 
     Args:
       loss_fn: The general form of the loss, the mean over a batch; `base.lift` makes it from a simple one.
-      optimizer: Any optax optimizer.
+      optimizer: Any optax optimizer whose updates need the gradient, its state and the parameters alone. Those that
+        search along a line or look at the loss, such as `optax.lbfgs` and `optax.contrib.reduce_on_plateau`, need more.
       key: A typed PRNG key, from which shuffles, dropout and augmentation are derived.
       params: What is trained; never changed or donated.
       model_state: BatchNorm statistics and the like, `()` where there are none.
@@ -284,7 +285,7 @@ def train(
       The trained network and what it cost.
 
     Raises:
-      InputError: The data set is empty, or as in `run`.
+      InputError: The data set is empty, the optimizer needs more than that, or as in `run`.
       NonFiniteError: The loss became NaN or infinite.
     """
     if data_lib.size(dataset) == 0:

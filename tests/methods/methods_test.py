@@ -367,6 +367,29 @@ def test_networks_whose_weights_are_scored_may_be_mapped_over(name):
     chex.assert_trees_all_close(mapped, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "names"),
+    [
+        (optax.lbfgs(), "'value', 'grad', and 'value_fn'"),
+        (optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), "'value'"),
+    ],
+)
+def test_an_optimizer_that_needs_more_than_the_gradient_is_refused(optimizer, names):
+    params, _ = original()
+    message = f"the optimizer needs {names} in every update, and steps hand it the gradient"
+    with pytest.raises(InputError, match=message):
+        train(LOSS, optimizer, KEY, params, (), DATA.retain, num_epochs=1)
+    with pytest.raises(InputError, match=message):
+        methods.neggrad_plus(LOSS, optimizer)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optax.masked(optax.sgd(0.1), {"w": True}), optax.MultiSteps(optax.adam(0.1), 2), optax.sgd(0.1)]
+)
+def test_an_optimizer_that_is_tried_on_other_parameters_is_taken(optimizer):
+    methods.finetune(LOSS, optimizer)
+
+
 def test_what_takes_a_loss_or_a_key_without_options_refuses_another_form():
     params, model_state = original()
     with pytest.raises(InputError, match=r"give lift\(loss_fn\)"):
