@@ -428,7 +428,11 @@ def test_warnings_of_the_library_are_lines_of_the_console_and_of_its_log(tmp_pat
 
 
 _EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-_LOGGED = [path.stem for path in sorted(_EXPERIMENTS.glob("*.py")) if "= logged_console(" in path.read_text()]
+_LOGGED = [path.stem for path in sorted(_EXPERIMENTS.glob("*.py")) if "programs.followed(" in path.read_text()]
+
+
+def test_programs_with_a_log_are_found():
+    assert {"audit", "run", "tuning", "variants"} <= {*_LOGGED}
 
 
 @pytest.mark.parametrize("module", _LOGGED)
