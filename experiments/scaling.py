@@ -103,8 +103,8 @@ def predicted(total: int, divided: int, large: int, data: int, model: int, fsdp:
     Data parallel, every device has all weights: an all-reduce of two gradients, 8 bytes for every weight, and of two
     losses. With divided weights the compiler chooses between moving weights and moving activations, so that a step has
     no formula; forward and backward passes of two batches that gather all of them and sum up two gradients hand out 24
-    bytes for every divided weight, which is a bound. The threshold counts, and the projection takes dot products, of
-    divided arrays only: seven 32-bit counts per array and pass, two numbers per array.
+    bytes for every divided weight, which is a bound. The threshold counts, and the projection takes dot products and
+    largest entries, of divided arrays only: seven 32-bit counts per array and pass, three numbers per array.
 
     Args:
       total: The number of weights of the network.
@@ -117,7 +117,7 @@ def predicted(total: int, divided: int, large: int, data: int, model: int, fsdp:
         "step": parallel,
         "step_at_most": 2 * _BYTES * (total - divided) + 6 * _BYTES * divided if parallel is None else parallel,
         "threshold_pass": 7 * _BYTES * large,
-        "projection": 2 * _BYTES * large,
+        "projection": 3 * _BYTES * large,
     }
 
 

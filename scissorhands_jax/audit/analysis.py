@@ -27,9 +27,11 @@ GATE_LEVEL = 1 - 0.05 / len(AUDIT_ATTACKS)
 """The level of the interval in the gate of an attack, so that a sound audit fails one of the four null gates about one
 time in twenty at most."""
 
-LEAST_FOR_KLOM, LEAST_FOR_SCORES = 40, 10
-"""The least number of examples of which an audit measures KLoM, which is a 95th percentile over examples, and the
-forgetting score, which is a mean. With fewer, intervals miss the mean of audits far more often than they say."""
+LEAST_FOR_KLOM = 40
+"""The least number of examples of which an audit measures KLoM, which is a 95th percentile over examples."""
+LEAST_FOR_SCORES = 10
+"""The least number of examples of which an audit measures the forgetting score, which is a mean. With fewer examples,
+intervals of either miss the mean of audits far more often than they say."""
 
 LEAST_FOR_KLOM_INTERVAL = 8
 """The least number of networks of each kind of which KLoM has an interval, as many as an audit of 16 networks has. With

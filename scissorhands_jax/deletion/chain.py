@@ -31,8 +31,10 @@ from scissorhands_jax.deletion.entries import (
 from scissorhands_jax.errors import LedgerError
 from scissorhands_jax.hashing import canonical, parse_canonical, sha256
 
-HISTORY_PURPOSE, HEAD_PURPOSE = "history", "head"
-"""The purposes of the signatures of rows and of the head, which keep one from being used in place of the other."""
+HISTORY_PURPOSE = "history"
+"""The purpose of the signatures of rows, so that none is used as one of the head."""
+HEAD_PURPOSE = "head"
+"""The purpose of the signature of the head, so that it is not used as one of a row."""
 
 _PRIVATE_PURPOSE = "private"
 

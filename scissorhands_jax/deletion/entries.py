@@ -20,9 +20,16 @@ from typing import Any, ClassVar
 from scissorhands_jax.deletion.documents import from_document
 from scissorhands_jax.hashing import canonical, sha256
 
-OPEN, RUNNING, FORGOTTEN, RETRAIN, WITHDRAWN = "open", "running", "forgotten", "retrain now", "withdrawn"
-"""The states of a request: it waits, a run is working on it, it was served, a run did not suffice (see `verdicts`), or
-its requester was erased before it was served."""
+OPEN = "open"
+"""The state of a request that waits."""
+RUNNING = "running"
+"""The state of a request that a run is working on."""
+FORGOTTEN = "forgotten"
+"""The state of a request that was served."""
+RETRAIN = "retrain now"
+"""The state of a request for which a run did not suffice (see `verdicts`)."""
+WITHDRAWN = "withdrawn"
+"""The state of a request whose requester was erased before it was served."""
 
 CHAIN_START = "0" * 64
 """The hash before that of the first row of a history, and before that of the first record."""

@@ -21,7 +21,9 @@ from scissorhands_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
-PIPELINE_FILE, PART_CONFIG_FILE, SCHEDULER_FILE = "model_index.json", "config.json", "scheduler_config.json"
+PIPELINE_FILE = "model_index.json"
+PART_CONFIG_FILE = "config.json"
+SCHEDULER_FILE = "scheduler_config.json"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionPipelineSafe", "StableDiffusionImg2ImgPipeline")
 """The pipelines of diffusers whose networks are of Stable Diffusion v1's kind."""
 

@@ -19,10 +19,14 @@ from scissorhands_jax.terminal import Progress
 
 ALL_CLASSES = "ALL"
 """The name of the sum of the counted classes."""
-IMAGES, ORIGINAL_IMAGES = "images", "original"
-"""The folders whose images are counted: of the unlearned network, and of the original one."""
-UTILITY_IMAGES, UTILITY_REFERENCE = "utility-images", "utility-reference"
-"""The folders with images of kept prompts: of the unlearned network, and what they should look like."""
+IMAGES = "images"
+"""The folder of the images of the unlearned network that are counted."""
+ORIGINAL_IMAGES = "original"
+"""The folder of the images of the original network that are counted."""
+UTILITY_IMAGES = "utility-images"
+"""The folder of images of kept prompts by the unlearned network."""
+UTILITY_REFERENCE = "utility-reference"
+"""The folder of what images of kept prompts should look like."""
 
 
 @dataclasses.dataclass(frozen=True)

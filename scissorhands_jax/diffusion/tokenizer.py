@@ -24,10 +24,13 @@ from scissorhands_jax.errors import InputError, check_choice
 if TYPE_CHECKING:
     import tokenizers
 
-START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
+START_TOKEN = "<|startoftext|>"
+END_TOKEN = "<|endoftext|>"
 VOCABULARY_SIZE = 49408
 MAX_LENGTH = 77  # tokens of a prompt, START_TOKEN and END_TOKEN included
-BPE_FILE, JSON_FILE, SETTINGS_FILE = "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json", "tokenizer_config.json"
+BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
+JSON_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
 Cleaning = Literal["nfc", "ftfy"]
 
 _NUM_MERGES = VOCABULARY_SIZE - 2 * 256 - 2

@@ -31,8 +31,10 @@ from scissorhands_jax.training.sharding import Layout
 ORIGINAL_HASH = "original_sha256"
 """The name, in the identity of a job, of the SHA-256 of the network that it begins with."""
 
-TRAIN_HASH, TEST_HASH = "train_sha256", "test_sha256"
-"""The names, in the identity of a job, of the SHA-256 of the training and of the test split."""
+TRAIN_HASH = "train_sha256"
+"""The name, in the identity of a job, of the SHA-256 of the training split."""
+TEST_HASH = "test_sha256"
+"""The name, in the identity of a job, of the SHA-256 of the test split."""
 
 _PATHS = ("weights", "checkpoint", "data_dir", "trained_on", "forgotten_before", "rename", "check")
 # Settings that say where something lies, or how to read it. Its content is described by a hash.

@@ -31,9 +31,12 @@ from scissorhands_jax.training import feeding
 
 TEMPORARIES = "activations and temporaries"
 GRADIENTS = "gradients"
-ORIGINAL_NETWORK, NETWORK = "original network", "params and model state"
-OPTIMIZER, HELD = "optimizer state", "what the method holds"
-ON_DEVICE, GATHERED = "data on the device", "gathered layers"
+ORIGINAL_NETWORK = "original network"
+NETWORK = "params and model state"
+OPTIMIZER = "optimizer state"
+HELD = "what the method holds"
+ON_DEVICE = "data on the device"
+GATHERED = "gathered layers"
 _SHARDED = (ORIGINAL_NETWORK, NETWORK, GRADIENTS, OPTIMIZER, HELD)
 _FREE_IN_EVALUATION = (GRADIENTS, OPTIMIZER, HELD, ON_DEVICE)
 

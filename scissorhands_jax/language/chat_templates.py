@@ -23,7 +23,8 @@ from jinja2.parser import Parser
 from scissorhands_jax import reading
 from scissorhands_jax.errors import InputError
 
-TEMPLATE_FILE, TOKENIZER_CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 DAY = datetime.datetime(2024, 7, 26)
 """What `strftime_now` says is today, so that a question is asked tomorrow as it was today and a run that is resumed is
 the same run. Llama 3's templates name this day where there is no clock."""

@@ -31,7 +31,8 @@ from scissorhands_jax.language.text_files import TEMPLATE, check_template
 from scissorhands_jax.language.text_tokens import TextTokenizer, read_tokenizer
 from scissorhands_jax.training.sharding import Layout
 
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
 _WEIGHTS_FILE, _INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _UNUSED = "rotary_emb.inv_freq"  # computed from the configuration; old folders have it
@@ -77,8 +78,10 @@ def open_language_folder(path: Path) -> LanguageFolder:
     return LanguageFolder(path, sizes, tokenizer, places)
 
 
-CHAT, PLAIN = "chat", "plain"
-"""The names of the model's own chat template and of `text_files.TEMPLATE`."""
+CHAT = "chat"
+"""The name of the model's own chat template."""
+PLAIN = "plain"
+"""The name of `text_files.TEMPLATE`."""
 
 
 def question_form(path: Path, template: str | None = None) -> str | ChatTemplate:

@@ -9,8 +9,12 @@ import numpy as np
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.language.packing import Encoded
 
-PAD, END, ANSWER = 0, 1, 2
-"""The tokens of padding, of the end of an answer, and between question and answer."""
+PAD = 0
+"""The token of padding."""
+END = 1
+"""The token of the end of an answer."""
+ANSWER = 2
+"""The token between question and answer."""
 _SPECIAL = ("<pad>", "<end>", "<answer>")
 
 

@@ -13,9 +13,12 @@ from scipy import signal, stats
 from scissorhands_jax.errors import InputError
 from scissorhands_jax.metrics.intervals import check_level
 
-MANY_EQUAL, FEW_OTHERS = 1 / 3, 100
-"""The normal distribution is not taken if a larger share than the first of the scores of a class is equal, unless more
-than the second of the examples, or of held-out ones if these are fewer, can be expected to have another score."""
+MANY_EQUAL = 1 / 3
+"""The normal distribution is not taken if a larger share than this of the scores of a class is equal, unless enough of
+the examples have another score (`FEW_OTHERS`)."""
+FEW_OTHERS = 100
+"""If more of the examples, or of held-out ones if these are fewer, than this can be expected to have another score than
+the most frequent one, the normal distribution is taken all the same."""
 DRAWS = 9_999
 """How many random parts are drawn for the range of scores with many equal ones."""
 

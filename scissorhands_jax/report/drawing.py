@@ -16,8 +16,13 @@ from scissorhands_jax import hashing
 from scissorhands_jax.terminal import printable
 
 # Colours by Okabe and Ito, which colour-blind readers can distinguish. Figures are white, even in a dark page.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
-INK, SOFT, RULE = "#1f2328", "#59636e", "#d1d9e0"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+PURPLE = "#AA4499"
+INK = "#1f2328"
+SOFT = "#59636e"
+RULE = "#d1d9e0"
 PAGE_WIDTH = 5.2
 """The width of a figure in inches. It is small so that text can still be read when a phone shrinks the figure."""
 

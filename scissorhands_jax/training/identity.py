@@ -27,8 +27,12 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.training.descriptions import CODE, describe_value
 from scissorhands_jax.training.reproducibility import numerical_environment, numerical_options
 
-ENVIRONMENT, DIGEST, OPTIONS = "environment", "identity", "options"
-"""The keys of a document that are not from `chosen`: the environment, the digest, and the options of `identify`."""
+ENVIRONMENT = "environment"
+"""The key of a document for the environment, which is not from `chosen`."""
+DIGEST = "identity"
+"""The key of a document for the digest, which is not from `chosen`."""
+OPTIONS = "options"
+"""The key of a document for the options of `identify`, which are not from `chosen`."""
 
 _REPLACED = {"trained_on", "train_checksum", "training_data_checksum", "watched_data_checksum"}
 """Checksums that earlier versions saved in addition to the SHA-256 of the same data."""

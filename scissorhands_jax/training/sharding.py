@@ -19,7 +19,8 @@ from scissorhands_jax import trees
 from scissorhands_jax.base import Batch, Data, PyTree
 from scissorhands_jax.errors import InputError
 
-DATA, MODEL = "data", "model"
+DATA = "data"
+MODEL = "model"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,9 @@ from scissorhands_jax.errors import InputError, check_seed
 from scissorhands_jax.language.calibration import LEAST_RETRAINED
 
 RETRAINED = "retrained"
-SCISSORHANDS, NPO, GRADIENT_DIFFERENCE = "scissorhands", "npo", "gradient_difference"
+SCISSORHANDS = "scissorhands"
+NPO = "npo"
+GRADIENT_DIFFERENCE = "gradient_difference"
 UNLEARNED = (SCISSORHANDS, NPO, GRADIENT_DIFFERENCE)
 """The methods by which the original forgets."""
 
