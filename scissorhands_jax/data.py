@@ -17,7 +17,7 @@ import numpy as np
 
 from scissorhands_jax.base import Batch, Data, Dataset, Key
 from scissorhands_jax.errors import InputError, check_whole
-from scissorhands_jax.trees import is_typed, path_name, unknown_to_jax
+from scissorhands_jax.trees import is_typed, named_leaves, unknown_to_jax
 
 _logger = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ def size(dataset: Dataset) -> int:
             "numpy.concatenate(parts), *batches) makes it of batches"
         )
     lengths = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
+    for name, leaf in named_leaves(dataset):
         shape = getattr(leaf, "shape", ())
         if not shape or not is_typed(leaf):
             raise InputError(
-                f"a data set has a {type(leaf).__name__} at {path_name(path) or 'its root'}; give arrays with one "
+                f"a data set has a {type(leaf).__name__} at {name or 'its root'}; give arrays with one "
                 "entry for each example, as numpy.asarray makes them of lists and of tensors"
             )
         lengths.add(shape[0])
@@ -150,17 +150,17 @@ def _named_parts(data: Data) -> list[tuple[str, Dataset]]:
 
 def _leaves_with_numbers(dataset: Dataset) -> Iterator[tuple[str, Any]]:
     """The arrays of a data set that have entries other than keys, with their names."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(dataset):
+    for name, leaf in named_leaves(dataset):
         if hasattr(leaf, "dtype") and np.size(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            yield path_name(path) or "data", leaf
+            yield name or "data", leaf
 
 
 def largest_label(data: Data) -> int | None:
     """Returns the largest value of the integer arrays called `label`; None if there are none in this process."""
     found = [
         int(np.max(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-        if path_name(path).split("/")[-1] == "label"
+        for name, leaf in named_leaves(data)
+        if name.split("/")[-1] == "label"
         and not (isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable))
         and np.size(leaf)
         and jnp.issubdtype(leaf.dtype, jnp.integer)
@@ -229,9 +229,8 @@ def _check_types(data: Data) -> None:
     """
 
     def types(part: Dataset) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(part)
         # What has no type is refused for that, and what has no example is in no batch.
-        typed = {path_name(path): leaf.dtype for path, leaf in leaves if hasattr(leaf, "dtype") and np.size(leaf)}
+        typed = {name: leaf.dtype for name, leaf in named_leaves(part) if hasattr(leaf, "dtype") and np.size(leaf)}
         return {name: jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True) for name, dtype in typed.items()}
 
     forget, retain = types(data.forget), types(data.retain)

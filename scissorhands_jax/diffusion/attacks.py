@@ -193,7 +193,9 @@ def _step(
     value, gradient = jax.value_and_grad(loss)(variables)
     updates, state = optimizer.update(gradient, state, variables)
     variables = optax.apply_updates(variables, updates)
-    return project_to_simplex(variables) if discrete else variables, state, value
+    if discrete:
+        variables = jax.vmap(optax.projections.projection_simplex)(variables)
+    return variables, state, value
 
 
 def _result(variables: jax.Array, vocabulary: jax.Array | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -219,18 +221,6 @@ drawn_tokens.defvjp(
     lambda distributions, key: (drawn_tokens(distributions, key), None),
     lambda _, gradient: (jnp.clip(gradient, -1, 1), None),
 )
-
-
-def project_to_simplex(rows: jax.Array) -> jax.Array:
-    """The nearest distributions to rows in Euclidean distance, exactly (Duchi et al. 2008). shape=(K, V)
-
-    Each is `max(x - m, 0)` with the m for which it sums to 1.
-    """
-    ordered = jnp.sort(rows, axis=1)[:, ::-1]
-    counts = jnp.arange(1, rows.shape[1] + 1)[None]
-    cuts = (jnp.cumsum(ordered, axis=1) - 1) / counts
-    last = jnp.sum(ordered > cuts, axis=1) - 1
-    return jnp.maximum(rows - jnp.take_along_axis(cuts, last[:, None], axis=1), 0)
 
 
 class AttackRate(NamedTuple):

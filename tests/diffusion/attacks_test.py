@@ -109,20 +109,6 @@ class TestPrompt:
         found = jax.grad(lambda row: jnp.sum(slopes * attacks.drawn_tokens(row, jax.random.key(3))))(rows[:1])
         np.testing.assert_array_equal(found, [[1, 0.5, -1]])
 
-    def test_the_projection_is_the_nearest_distribution(self):
-        draw = np.random.default_rng(0)
-        rows = draw.normal(size=(50, 6))
-        found = np.asarray(attacks.project_to_simplex(jnp.asarray(rows, jnp.float32)))
-        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
-        assert found.min() >= 0
-        # Optimal where some m gives max(x - m, 0): entries above 0 lie m below x, the others have x of at most m.
-        for row, near in zip(rows, found, strict=True):
-            inside = near > 0
-            level = (row - near)[inside]
-            assert np.ptp(level) < 1e-5
-            assert np.all(row[~inside] <= level.mean() + 1e-5)
-        np.testing.assert_allclose(attacks.project_to_simplex(jnp.array([[0.2, 0.8]])), [[0.2, 0.8]], atol=1e-6)
-
 
 class TestRate:
     def test_its_interval_is_exact(self):
