@@ -22,7 +22,7 @@ from scissorhands_jax.methods._gradient import descend, for_classes, forget_batc
 from scissorhands_jax.methods.boundary_shrink import PixelRange, check_clip, check_range
 from scissorhands_jax.methods.settings import LogitArguments, TrainingSettings
 from scissorhands_jax.models.layers import as_float
-from scissorhands_jax.tasks import CLASSIFICATION, Task, task_of, weighted_mean, weights_as_shares
+from scissorhands_jax.tasks import CLASSIFICATION, Task, weighted_mean, weights_as_shares
 
 _logger = logging.getLogger(__name__)
 
@@ -327,9 +327,7 @@ class AmunSettings(AmunOptions, TrainingSettings):
         method = amun(
             model,
             self.optimizer(),
-            task=task_of(loss_fn),
-            augment=losses.augmentation_of(loss_fn),
-            microbatches=self.microbatches,
+            **self.logit_arguments(loss_fn),
             clip=(0.0, 1.0) if self.clip else None,
             **self.values(AmunOptions),
         )

@@ -18,7 +18,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, mixed_batches
 from scissorhands_jax.methods.settings import TeacherArguments, TrainingSettings
-from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
+from scissorhands_jax.tasks import example_weights, weighted_mean
 
 
 class Teachers(NamedTuple):
@@ -135,9 +135,7 @@ class BadTeacherSettings(BadTeacherOptions, TrainingSettings):
         method = bad_teacher(
             model,
             self.optimizer(),
-            task=task_of(loss_fn),
-            augment=losses.augmentation_of(loss_fn),
-            microbatches=self.microbatches,
+            **self.logit_arguments(loss_fn),
             **self.values(BadTeacherOptions),
         )
         return self.scheduled(method)

@@ -20,7 +20,7 @@ from scissorhands_jax.errors import InputError, check_choice
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import check_not_empty, descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Gradient, LogitArguments, Mode, TrainingSettings
-from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
+from scissorhands_jax.tasks import example_weights, weighted_mean
 
 _CHECKED_IMAGES = 8
 _ROUNDING = 1e-2  # relative; also of bfloat16
@@ -252,9 +252,7 @@ class BoundaryExpandSettings(BoundaryExpandOptions, TrainingSettings):
             model,
             self.optimizer(),
             num_classes=num_classes,
-            task=task_of(loss_fn),
-            augment=losses.augmentation_of(loss_fn),
-            microbatches=self.microbatches,
+            **self.logit_arguments(loss_fn),
             **self.values(BoundaryExpandOptions),
         )
         return self.scheduled(method)

@@ -16,7 +16,7 @@ from scissorhands_jax.errors import InputError
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, for_classes, forget_batches
 from scissorhands_jax.methods.settings import Choices, Gradient, LogitArguments, Range, TrainingSettings
-from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
+from scissorhands_jax.tasks import example_weights, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,9 +136,7 @@ class DeleteSettings(DeleteOptions, TrainingSettings):
         method = delete(
             model,
             self.optimizer(),
-            task=task_of(loss_fn),
-            augment=losses.augmentation_of(loss_fn),
-            microbatches=self.microbatches,
+            **self.logit_arguments(loss_fn),
             **self.values(DeleteOptions),
         )
         return self.scheduled(method)

@@ -16,7 +16,7 @@ from scissorhands_jax.errors import InputError, check_not_negative
 from scissorhands_jax.keywords import takes
 from scissorhands_jax.methods._gradient import descend, forget_batches, retain_batches
 from scissorhands_jax.methods.settings import Gradient, TeacherArguments, TrainingSettings
-from scissorhands_jax.tasks import example_weights, task_of, weighted_mean
+from scissorhands_jax.tasks import example_weights, weighted_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,7 @@ class ScrubSettings(ScrubOptions, TrainingSettings):
         method = scrub(
             model,
             self.optimizer(),
-            task=task_of(loss_fn),
-            augment=losses.augmentation_of(loss_fn),
-            microbatches=self.microbatches,
+            **self.logit_arguments(loss_fn),
             **self.values(ScrubOptions),
         )
         return self.scheduled(method)

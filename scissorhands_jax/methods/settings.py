@@ -21,7 +21,7 @@ from scissorhands_jax import data as data_lib
 from scissorhands_jax import losses, microbatches, models, optimizers
 from scissorhands_jax.base import Batch, Carry, Data, Key, Method, Model, ModelState, Params, StatefulLossFn
 from scissorhands_jax.errors import InputError, check_choice, check_not_negative
-from scissorhands_jax.tasks import CLASSIFICATION, Task
+from scissorhands_jax.tasks import CLASSIFICATION, Task, task_of
 
 Mode = Literal["paper", "authors"]
 """Whether a method follows its paper or the code that its authors published."""
@@ -220,6 +220,18 @@ class TrainingSettings(MicrobatchOptions, MethodSettings):
         return optimizers.sgd(
             self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay, scheduled=True
         )
+
+    def logit_arguments(self, loss_fn: StatefulLossFn) -> dict[str, Any]:
+        """The values of `LogitArguments`, for a method that computes its own loss from the logits of a network.
+
+        Args:
+          loss_fn: The loss that the method is built for, whose task and augmentation it takes over.
+        """
+        return {
+            "task": task_of(loss_fn),
+            "augment": losses.augmentation_of(loss_fn),
+            "microbatches": self.microbatches,
+        }
 
     def rate_schedule(self, lengths: Sequence[int]) -> optimizers.RateSchedule:
         """The learning rate over the steps of the run, as factors of `learning_rate`.
