@@ -43,7 +43,7 @@ def forget_positions(
         `identity:random:4`, this number of identities (labels), drawn with `seed`;
         `indices:FILE`, positions in a file, see `read_positions`;
         `mislabelled:FILE`, the positions of wrongly labelled examples, see `read_mislabelled`.
-        In files, text after # is ignored.
+        In files, text after a # that begins a line or follows white space is ignored.
       labels: The labels of all examples in the training split of the data set, of shape (N,).
       seed: The seed of random draws.
       class_names: The names of the labels 0, 1, ... By default classes have no names.
@@ -230,7 +230,7 @@ def read_positions(path: Path, total: int | None = None) -> np.ndarray:
     | `.npy` | an array of integers, or a mask with a bool for each example |
     | `.csv` | a column named `position`, `positions`, `index`, `indices` or `idx`, or a single column |
     | `.json` | a list of integers |
-    | any other | text in UTF-8 with one position per line, where text after # is ignored |
+    | any other | text in UTF-8 with one position per line, without text after # |
 
     Args:
       path: The file.
@@ -326,7 +326,7 @@ def _table(path: Path) -> reading.CsvTable:
 def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads wrongly labelled examples from a text file, or from a CSV file with columns `position` and `label`.
 
-    A line is `POSITION`, or `POSITION LABEL` with the right label. Text after # is ignored.
+    A line is `POSITION`, or `POSITION LABEL` with the right label. Text after # is ignored, unless it is in a word.
 
     Args:
       path: The file.
@@ -366,13 +366,14 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a text file that are not empty, with their numbers. Text after # is removed."""
+    """Yields the lines of a text file that are not empty, with their numbers. A # at the beginning of a
+    line or after white space begins a comment, so that a class may be called C#."""
     try:
         lines = reading.read_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({error}); name a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):
-        text = line.partition("#")[0].strip()
+        text = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
         if text:
             yield number, text
 

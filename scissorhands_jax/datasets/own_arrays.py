@@ -365,11 +365,14 @@ def _read_csv(path: Path) -> Arrays:
     names = [column.strip() for column in columns]
     if len(names) == 1 and re.search(r"[;\t]", names[0]):
         raise InputError(f"{path} has the one column {names[0][:60]!r}; separate values by commas")
-    if "" in names:
-        raise InputError(
-            f"column {names.index('') + 1} of {path} has no name, as that of the row numbers which pandas writes; name "
-            "each column in the first line, or leave it out, as with to_csv(index=False)"
-        )
+    for number, name in enumerate(names, start=1):
+        # pandas writes row numbers without a name, and calls them `Unnamed: 0` when it has read them again.
+        if not name or re.fullmatch(r"Unnamed: \d+", name):
+            raise InputError(
+                f"column {number} of {path} {'is called ' + repr(name) if name else 'has no name'}, as that of the row "
+                "numbers which pandas writes; name each column in the first line, or leave it out, as with "
+                "to_csv(index=False)"
+            )
     if not rows or len(set(names)) < len(names):
         raise InputError(
             f"{path} has {len(rows)} examples and the columns {', '.join(names)[:200]}; name each column in the first "
