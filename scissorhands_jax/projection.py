@@ -63,8 +63,8 @@ def solve_dual(gram: jax.Array, dots: jax.Array, *, margin: float | jax.Array = 
         return _unless_broken(gram, margin + jnp.maximum(free, 0))
     # Squared gradients range over many orders of magnitude. In units in which every constraint has length 1 and the
     # largest dot product is 1, no square underflows.
-    length = jnp.sqrt(jnp.diagonal(gram))
-    length = jnp.where(length > 0, length, 1)
+    square = jnp.diagonal(gram)
+    length = jnp.sqrt(jnp.where(square > 0, square, 1))  # the root of 0 has no derivative
     gram = gram / jnp.outer(length, length)
     shifted = shifted / length
     unit = jnp.max(jnp.abs(shifted))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from scissorhands_jax import augmentation, data, losses, saliency, tasks, trees
 from scissorhands_jax.base import Batch, Data, Model
@@ -268,6 +269,20 @@ class TestIdentities:
         for value in ("bob,dee", "dee,bob", str(file)):
             positions = forget_sets.forget_positions(f"identity:{value}", LABELS, seed=0, class_names=PEOPLE)
             np.testing.assert_array_equal(positions, expected)
+
+    def test_a_name_may_have_the_sign_of_comments(self, tmp_path):
+        names = ("C", "C#", "F", "F #minor", "#5")
+        file = tmp_path / "names.txt"
+        for line, label in (("C#", 1), ("C # all", 0), ("C# # all", 1), ("F #minor", 3), ("#5", 4), ("F\t#5", 2)):
+            file.write_text(f"# asked to be forgotten\n{line}\n")
+            found = forget_sets.forget_positions(f"identity:{file}", LABELS, seed=0, class_names=names)
+            np.testing.assert_array_equal(found, np.flatnonzero(label == LABELS), err_msg=line)
+            if label < 4:
+                file.write_text(f"7 {line}\n9 {line}\n")
+                _, right = forget_sets.read_mislabelled(file, names)
+                np.testing.assert_array_equal(right, [label, label], err_msg=line)
+        file.write_text("7 # no label\n8\t#\n")
+        assert forget_sets.read_mislabelled(file, names)[1] is None
 
     def test_a_name_is_no_file_even_where_there_is_one(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -887,3 +902,11 @@ def test_nothing_held_out_is_said_as_such():
     for empty in ([], (), np.zeros(0, int), np.zeros(10, bool)):
         with pytest.raises(InputError, match="0 of 10 examples are held out; hold out at least one"):
             data.check_held_out(empty, 10)
+
+
+def test_arrays_in_boxes_are_named_as_without_them():
+    boxed = {"image": nnx.Param(np.array(["a", "b"])), "label": nnx.Variable(jnp.array([3, 9]))}
+    assert data.size(boxed) == 2
+    assert data.largest_label(Data(boxed, None)) == 9
+    with pytest.raises(InputError, match="'image' of the forget set"):
+        data.check_numbers(boxed, "the forget set")

@@ -506,3 +506,31 @@ def test_the_state_has_one_type_so_that_loops_carry_it(dtype):
         projected, after = transform.update(gradient, state, constraint_grads=constraints)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     assert projected["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("lean", [-1.0, 1.0])
+@pytest.mark.parametrize("zeros", [(), (0,), (1,), (0, 2), (0, 1, 2)])
+def test_its_derivatives_are_those_of_the_constraints_that_are_not_zero(zeros, lean):
+    """A constraint of zero is ignored, also by what differentiates through the projection."""
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(3, 24)).astype(np.float32)
+    rows[list(zeros)] = 0
+    gradient = lean * rows.sum(axis=0) + rng.normal(size=24).astype(np.float32)
+    kept = [k for k in range(3) if k not in zeros]
+
+    def total(gradient, constraints):
+        transform = projection.project_gradient(len(constraints))
+        found, _ = transform.update(
+            {"w": gradient}, transform.init({"w": gradient}), constraint_grads={"w": constraints}
+        )
+        return jnp.sum(jnp.sin(found["w"]))
+
+    of_gradient, of_rows = jax.grad(total, argnums=(0, 1))(gradient, rows)
+    assert np.isfinite(of_gradient).all()
+    assert np.isfinite(of_rows).all()
+    if kept:
+        expected = jax.grad(total, argnums=(0, 1))(gradient, rows[kept])
+        np.testing.assert_allclose(of_gradient, expected[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(of_rows[np.array(kept)], expected[1], rtol=1e-4, atol=1e-5)
+    else:
+        np.testing.assert_allclose(of_gradient, np.cos(gradient), rtol=1e-5)

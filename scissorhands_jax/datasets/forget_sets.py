@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def forget_positions(
         `identity:random:4`, this number of identities (labels), drawn with `seed`;
         `indices:FILE`, positions in a file, see `read_positions`;
         `mislabelled:FILE`, the positions of wrongly labelled examples, see `read_mislabelled`.
-        In files, text after a # that begins a line or follows white space is ignored.
+        In text files, a # at the beginning of a line or after white space begins a comment.
       labels: The labels of all examples in the training split of the data set, of shape (N,).
       seed: The seed of random draws.
       class_names: The names of the labels 0, 1, ... By default classes have no names.
@@ -178,7 +178,7 @@ def _identities(value: str, present: np.ndarray, seed: int, class_names: Sequenc
     words = value.split(",")
     # Names come first: the value is only taken for a file if it is not a list of known names.
     if not set(words) <= set(class_names) and os.path.isfile(value):
-        words = [text for _, text in _lines(Path(value), "identities")]
+        words = [text for _, text in _lines(Path(value), "identities", lambda line: line in class_names)]
     chosen = []
     for word in words:
         label = _label_of(word, class_names)
@@ -230,7 +230,7 @@ def read_positions(path: Path, total: int | None = None) -> np.ndarray:
     | `.npy` | an array of integers, or a mask with a bool for each example |
     | `.csv` | a column named `position`, `positions`, `index`, `indices` or `idx`, or a single column |
     | `.json` | a list of integers |
-    | any other | text in UTF-8 with one position per line, without text after # |
+    | any other | text in UTF-8 with one position per line; comments begin with # |
 
     Args:
       path: The file.
@@ -326,7 +326,7 @@ def _table(path: Path) -> reading.CsvTable:
 def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads wrongly labelled examples from a text file, or from a CSV file with columns `position` and `label`.
 
-    A line is `POSITION`, or `POSITION LABEL` with the right label. Text after # is ignored, unless it is in a word.
+    A line is `POSITION`, or `POSITION LABEL` with the right label. A # after white space begins a comment.
 
     Args:
       path: The file.
@@ -350,7 +350,7 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
                 raise InputError(f"line {number} of {path} has no position; write one, or leave the line out")
         lines = [(n, f"{at} {label}".strip()) for (n, at), (_, label) in zip(of_positions, labels, strict=True)]
     else:
-        lines = list(_lines(path, "positions"))
+        lines = list(_lines(path, "positions", lambda line: " ".join(line.split(maxsplit=1)[1:]) in class_names))
     for number, text in lines:
         position, *words = text.split(maxsplit=1)
         label = read_label(words[0], class_names) if words else None
@@ -365,15 +365,20 @@ def read_mislabelled(path: Path, class_names: Sequence[str] = ()) -> tuple[np.nd
     return positions, np.asarray(right, np.int32) if rows and len(right) == len(rows) else None
 
 
-def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a text file that are not empty, with their numbers. A # at the beginning of a
-    line or after white space begins a comment, so that a class may be called C#."""
+def _lines(path: Path, what: str, whole: Callable[[str], bool] = lambda text: False) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a text file that are not empty, with their numbers, without comments.
+
+    A comment begins with a # at the beginning of a line or after white space, so that a class may be called C#. A line
+    of which `whole` is true has none.
+    """
     try:
         lines = reading.read_lines(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({error}); name a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):
-        text = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
+        text = line.strip()
+        if not whole(text):
+            text = re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()
         if text:
             yield number, text
 

@@ -366,8 +366,8 @@ def _read_csv(path: Path) -> Arrays:
     if len(names) == 1 and re.search(r"[;\t]", names[0]):
         raise InputError(f"{path} has the one column {names[0][:60]!r}; separate values by commas")
     for number, name in enumerate(names, start=1):
-        # pandas writes row numbers without a name, and calls them `Unnamed: 0` when it has read them again.
-        if not name or re.fullmatch(r"Unnamed: \d+", name):
+        # pandas writes row numbers without a name, and calls what it reads without one `Unnamed: 0` or `Unnamed: 0.1`.
+        if not name or re.fullmatch(r"Unnamed: \d+(\.\d+)?", name):
             raise InputError(
                 f"column {number} of {path} {'is called ' + repr(name) if name else 'has no name'}, as that of the row "
                 "numbers which pandas writes; name each column in the first line, or leave it out, as with "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scissorhands_jax import datasets
-from scissorhands_jax.datasets import forget_sets, own
+from scissorhands_jax.datasets import own
 from scissorhands_jax.errors import InputError
 from tests.datasets.samples import pixels, save_image
 
@@ -265,6 +265,7 @@ class TestOtherTasks:
             ("a;label\n1;0\n", "has the one column 'a;label'; separate values by commas"),
             ("a,a,label\n1,2,0\n", "name each column in the first line, by a name of its own"),
             ("", "has 0 examples"),
+            ("a,Unnamed: 0.1,label\n1,0,0\n2,1,1\n", r"column 2 of .* is called .Unnamed: 0.1., .* leave it out"),
             ("Unnamed: 0,a,label\n0,1,0\n1,2,1\n", r"column 1 of .* is called .Unnamed: 0., .* leave it out"),
             (",a,label\n0,1,0\n1,2,1\n", r"column 1 of .* has no name, .* leave it out, as with to_csv.index=False"),
             ("a,label, \n1,0,3\n", "column 3 of .* has no name"),
@@ -639,8 +640,3 @@ def test_folders_of_classes_are_those_of_imagefolder_whatever_they_are_called(tm
 def test_a_share_to_hold_out_is_written_in_plain_digits(tmp_path, share):
     with pytest.raises(InputError, match="the share to hold out is "):
         datasets.load(f"csv:{tmp_path / 'own.csv'}?held_out={share}")
-
-
-def test_a_comment_begins_a_line_or_follows_white_space(tmp_path):
-    (tmp_path / "names.txt").write_text("C#\n# all\nC # the language\n")
-    assert [text for _, text in forget_sets._lines(tmp_path / "names.txt", "names")] == ["C#", "C"]

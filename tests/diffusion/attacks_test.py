@@ -1,8 +1,11 @@
 """Attacks on networks of a few weights, whose best texts are known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from scissorhands_jax import Model
@@ -78,6 +81,31 @@ class TestPrompt:
         )
         assert found.tokens[1] == 1  # what stands before it is not read
         np.testing.assert_array_equal(found.rows, VOCABULARY[found.tokens])
+
+    @pytest.mark.parametrize("rate", [0.1, 3.0])
+    def test_a_step_leaves_the_nearest_distribution_for_each_token(self, rate):
+        optimizer = optax.sgd(rate)
+        start = jnp.array([[0.2, 0.3, 0.5], [0.4, 0.35, 0.25]])
+        held = (PARAMS, jnp.zeros((1, 3)), VOCABULARY)
+        step = functools.partial(attacks._step, LOSS, last_of_two, optimizer)
+        found, _, value = step(True, start, optimizer.init(start), held, IMAGES, jax.random.key(0))
+
+        def loss(variables):
+            draw_key, loss_key = jax.random.split(jax.random.key(0))
+            rows = attacks.drawn_tokens(variables, draw_key) @ VOCABULARY
+            context = jnp.broadcast_to(last_of_two(held[1], rows), (8, 1, 3))
+            return LOSS(PARAMS, {}, {**IMAGES, "context": context}, train=False, key=loss_key)[0]
+
+        expected_value, slopes = jax.value_and_grad(loss)(start)
+        np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+        assert np.any(slopes[1] != 0)
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+        assert found.min() >= 0
+        # Optimal where some m gives max(x - m, 0): entries above 0 lie m below x, the others have x of at most m.
+        for row, near in zip(np.asarray(start - rate * slopes), np.asarray(found), strict=True):
+            level = (row - near)[near > 0]
+            assert np.ptp(level) < 1e-5
+            assert np.all(row[near == 0] <= level.mean() + 1e-5)
 
     def test_a_loss_that_is_not_finite_is_no_attack(self):
         """Otherwise NaN would make the first token of the vocabulary the likeliest."""
